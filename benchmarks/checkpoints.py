@@ -1,0 +1,168 @@
+"""Checkpoints of SmolLM2 at kept 0.7: do they load, agree and generate, and is the pruned one faster?
+
+    python -m benchmarks.checkpoints --json FILE
+
+- ``logits_max_diff``: largest difference of hetero and padded logits, in a fresh process, float32;
+- ``generates_equal``: greedy generation with cache gives the same tokens from both;
+- ``prefill_speedup``: prefill of 512 tokens with ``logits_to_keep=1``, dense ÷ hetero, the smaller of the two dtypes
+  (goal 1.25; the blocks' multiply-adds alone would give 1 / 0.7 = 1.43).
+
+Dense and hetero run in turns, in alternating order; each figure is a median over ``--rounds`` pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unicuco.checkpoint import CheckpointCard, write_checkpoint
+from unicuco.checkpoint.card import versions
+from unicuco.models.load import load_base_model, load_tokenizer
+from unicuco.models.source import find_model
+from unicuco.preparation import Preparation, PreparationConfig, prepare
+from unicuco.pruners.build import build_pruner
+
+MODEL, KEPT, SEED = "smollm2", 0.7, 0
+PREFILL_TOKENS, NEW_TOKENS = 512, 32
+GOAL = 1.25
+PROMPT = "The capital of France is"
+
+FRESH = """
+import json, sys, time, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+hetero, padded, prompt, tokens = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+began = time.perf_counter()
+a = AutoModelForCausalLM.from_pretrained(hetero, trust_remote_code=True, dtype=torch.float32)
+seconds = time.perf_counter() - began
+b = AutoModelForCausalLM.from_pretrained(padded, dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained(padded)
+ids = torch.randint(0, a.config.vocab_size, (2, 128), generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    difference = (a(ids).logits - b(ids).logits).abs().max().item()
+inputs = tokenizer(prompt, return_tensors="pt")
+options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+one, two = a.generate(**inputs, **options), b.generate(**inputs, **options)
+uncached = a.generate(**inputs, **options, use_cache=False)
+print(json.dumps({
+    "load_seconds": seconds, "logits_max_diff": difference, "generates_equal": torch.equal(one, two),
+    "cache_equals_no_cache": torch.equal(one, uncached), "text": tokenizer.decode(one[0]),
+    "imported_unicuco": "unicuco" in sys.modules,
+}))
+"""
+
+
+def choose_strategy(preparation: Preparation) -> np.ndarray:
+    """Level indices (``num_sites``) at ``KEPT``: the same sparsity everywhere, projected onto the budget."""
+    space = preparation.space
+    budget = KEPT * space.geometry.block_params + space.geometry.fixed_params
+    return space.project(np.full((1, space.num_sites), 1 - KEPT), {"params": np.array([budget])})[0]
+
+
+def run(rounds: int) -> dict[str, Any]:
+    """All figures, by name."""
+    source = find_model(MODEL)
+    base, tokenizer = load_base_model(source, "bfloat16"), load_tokenizer(source)
+    preparation = prepare(base, tokenizer, PreparationConfig())
+    index = choose_strategy(preparation)
+    shape = preparation.space.shape(index)
+    pruner = build_pruner(base, preparation)
+    card = CheckpointCard(
+        request={"kept": KEPT},
+        strategy=tuple(preparation.space.sparsities(index).tolist()),
+        preparation=preparation.digest,
+        command="python -m benchmarks.checkpoints",
+    )
+    found: dict[str, Any] = {"model": MODEL, "kept": float(preparation.space.kept(index)), "seed": SEED}
+    with tempfile.TemporaryDirectory(prefix="unicuco-bench-") as temporary:
+        hetero, padded = Path(temporary) / "hetero", Path(temporary) / "padded"
+        for folder, layout in ((hetero, "hetero"), (padded, "padded")):
+            report = write_checkpoint(base, tokenizer, pruner, shape, folder, layout, card)  # type: ignore[arg-type]
+            assert report.verification is not None
+            found[f"{layout}_write_seconds"] = report.seconds
+            found[f"{layout}_bytes"] = sum(file["bytes"] for file in report.files.values())
+            found[f"{layout}_reload_max_diff"] = report.verification.max_abs_diff
+        found |= fresh_process(hetero, padded)
+        speedups = []
+        for dtype in (torch.float32, torch.bfloat16):
+            name = str(dtype).removeprefix("torch.")
+            found |= {f"{key}_{name}": value for key, value in prefill(source.folder, hetero, dtype, rounds).items()}
+            speedups.append(found[f"prefill_speedup_{name}"])
+    found["prefill_speedup"] = min(speedups)
+    return found | {
+        "prefill_tokens": PREFILL_TOKENS,
+        "rounds": rounds,
+        "dtype": ["float32", "bfloat16"],
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "versions": versions() | {"python": platform.python_version()},
+    }
+
+
+def fresh_process(hetero: Path, padded: Path) -> dict[str, Any]:
+    """What a process that knows nothing of us finds on loading both."""
+    command = [sys.executable, "-P", "-c", FRESH, str(hetero), str(padded), PROMPT, str(NEW_TOKENS)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        raise RuntimeError(f"the checkpoints do not work in a fresh process: {ran.stderr[-2000:]}")
+    return dict(json.loads(ran.stdout.splitlines()[-1]))
+
+
+@torch.inference_mode()
+def prefill(dense_folder: Path, hetero_folder: Path, dtype: torch.dtype, rounds: int) -> dict[str, float]:
+    """Medians of ``rounds`` paired prefills, dense and hetero in turns, in alternating order."""
+    from transformers import AutoModelForCausalLM
+
+    models = {
+        name: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=name == "hetero").eval()
+        for name, folder in (("dense", dense_folder), ("hetero", hetero_folder))
+    }
+    vocabulary = models["dense"].config.vocab_size
+    tokens = torch.randint(0, vocabulary, (1, PREFILL_TOKENS), generator=torch.Generator().manual_seed(SEED))
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(-2, rounds):  # two turns to warm up
+        for name in sorted(models, reverse=bool(turn % 2)):
+            began = time.perf_counter()
+            models[name](tokens, logits_to_keep=1)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    dense, hetero = (statistics.median(seconds[name]) for name in ("dense", "hetero"))
+    paired = statistics.median(d / h for d, h in zip(seconds["dense"], seconds["hetero"], strict=True))
+    return {
+        "prefill_ms_dense": 1000 * dense,
+        "prefill_ms_hetero": 1000 * hetero,
+        "prefill_speedup": dense / hetero,
+        "prefill_speedup_paired": paired,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as aligned text."""
+    width = max(map(len, found))
+    rows = [f"{name:<{width}}  {f'{v:.4g}' if isinstance(v, float) else v}" for name, v in found.items()]
+    return "\n".join([*rows, "", f"prefill_speedup {found['prefill_speedup']:.3f} (goal {GOAL})"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--rounds", type=int, default=11, help="paired measurements per dtype (default 11)")
+    arguments = parser.parse_args()
+    found = run(arguments.rounds) | {"command": " ".join(["python -m benchmarks.checkpoints", *sys.argv[1:]])}
+    print(table(found))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

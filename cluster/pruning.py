@@ -1,0 +1,71 @@
+"""``unicuco prune``: a request in, a checkpoint out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import cast
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from cluster.answering import describe
+from cluster.progress import stages
+from unicuco.checkpoint import LAYOUTS, Layout
+from unicuco.errors import CheckpointError, RequestError
+from unicuco.request import explain_validation, make_request
+
+
+def run_prune(
+    policy: Path,
+    asked: dict[str, object],
+    output: Path,
+    layout: str,
+    model: str | None,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    measure: bool,
+    replace: bool,
+) -> None:
+    """Writes the checkpoint and prints what was promised, measured and verified.
+
+    Raises:
+        UniCuCoError: before any work where possible; nothing is left behind.
+    """
+    if layout not in LAYOUTS:
+        raise CheckpointError(f"'{layout}' is no layout; use {' or '.join(LAYOUTS)}.")
+    if output.exists() and not replace:
+        raise CheckpointError(f"{output} exists already; choose another folder or say --replace.")
+    request = make_request(asked)
+    from transformers.utils import logging as transformers_logging
+
+    from unicuco.evaluator import EvaluatorConfig
+    from unicuco.prune import prune
+
+    transformers_logging.disable_progress_bar()
+    try:
+        config = EvaluatorConfig(dtype=dtype, device=device, threads=threads)
+    except ValidationError as error:
+        raise RequestError(f"{explain_validation(error)}.") from error
+    console = Console()
+    command = shlex.join(["unicuco", *sys.argv[1:]])
+    with stages(console) as report:
+        done = prune(policy, request, output, cast(Layout, layout), model, config, measure, replace, command, report)
+    answer, size = done.answer, done.checkpoint.size
+    lines = [
+        f"request     {describe(request)}",
+        f"size        {size.params:,} parameters, {size.bytes / 1e6:.0f} MB; kept {size.kept:.3f}, ratio {size.ratio:.3f}",
+        f"predicted   KL {answer.kl:.3f} ({answer.kl_low:.3f}-{answer.kl_high:.3f})",
+    ]
+    if done.measured:
+        m = done.measured
+        lines.append(f"measured    KL {m.kl:.3f}, perplexity {m.perplexity:.2f} on {m.tokens:,} fresh tokens")
+    if done.checkpoint.verification:
+        lines.append(
+            f"reloaded    in a fresh process, logits agree ({done.checkpoint.seconds:.0f} s to write and check)"
+        )
+    lines.append(f"checkpoint  {done.checkpoint.folder} ({layout})")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,311 @@
+"""A training run: from a base model to a policy in a run folder, on whatever Ray there is.
+
+The driver here prepares, creates the actors, waits, shows progress and writes the end; the learner actor runs the run.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+
+from actors.factory import Factory
+from actors.placement import PoolConfig, plan_pool
+from actors.runtime import RayConfig, original_error, start_or_attach, usable_cpus
+from cluster.progress import RunDisplay, heldout_table, stages
+from cluster.runs import ProgressLog, RunError, RunFolder, describe_run, versions, write_about
+from unicuco.calibration import draw_windows
+from unicuco.errors import UniCuCoError
+from unicuco.evaluations import EvaluationLog
+from unicuco.evaluator import EvaluatorConfig
+from unicuco.heldout import WINDOWS, measure_heldout
+from unicuco.learner import LearnerConfig
+from unicuco.models.load import load_base_model, load_tokenizer
+from unicuco.models.source import ModelSource, find_model
+from unicuco.preparation import Preparation, PreparationConfig, prepare
+from unicuco.storage import write_json
+
+POLL_SECONDS = 0.25
+STOP_SECONDS = 30.0
+"""How long a clean stop may take before the actors are ended the hard way."""
+
+
+class TrainConfig(BaseModel):
+    """Everything about one run; composed of the parts' own configurations."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    """Hub id, local folder, GGUF file, or ``smollm2``."""
+    run: Path
+    """The run folder; must not exist yet."""
+    preparation: PreparationConfig = PreparationConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+    pool: PoolConfig = PoolConfig()
+    ray: RayConfig = RayConfig()
+
+    @property
+    def tokens(self) -> int:
+        """The standard tokens: how many one evaluation runs on."""
+        calibration = self.preparation.calibration
+        return calibration.search_windows * calibration.window_length * len(calibration.domains)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left behind.
+
+    Attributes:
+        evaluations, failed: candidates measured and given up, earlier sessions included.
+        seconds: wall time of this session.
+        heldout: what ``heldout.json`` says.
+    """
+
+    run: Path
+    policy: Path
+    evaluations: int
+    failed: int
+    seconds: float
+    heldout: list[dict[str, Any]]
+
+
+def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
+    """Runs a new training run to its end.
+
+    A Ctrl-C (or a SIGTERM that Ray turned into ``SystemExit``) ends evaluators and Ray, says how to go on, and is
+    raised again; every evaluation that finished is on disk.
+
+    Raises:
+        UniCuCoError: a wrong model, text, folder or cluster, before any work; a full disk or dying evaluators later.
+    """
+    console = console or Console()
+    folder = RunFolder(config.run.expanduser().absolute())
+    folder.refuse_existing()
+    source = find_model(config.model)
+    config = config.model_copy(update={"model": _portable(config.model), "run": folder.path})
+    with folder.locked(), start_or_attach(config.ray):
+        plan_for(config)
+        prepared = _prepare(config, source, console)
+        facts = {
+            "model": {"spec": source.spec, "digest": source.digest},
+            "preparation": {
+                "digest": prepared.digest,
+                "folder": str(prepared.folder),
+                "config": config.preparation.model_dump(mode="json"),
+            },
+            "seed": config.learner.seed,
+            "dtype": config.evaluator.dtype,
+            "tokens": config.tokens,
+        }
+        write_about(folder, describe_run(config.model_dump(mode="json", exclude={"run", "ray"}), **facts))
+        return _run(config, folder, prepared, console)
+
+
+def resume(
+    run: Path,
+    model: str | None = None,
+    pool: PoolConfig | None = None,
+    ray: RayConfig | None = None,
+    console: Console | None = None,
+) -> TrainResult:
+    """Goes on with the run in ``run``, with the configuration it was started with; see ``train``.
+
+    Args:
+        model: where the base model lies now, when it moved; its content must be the same.
+        pool: what is set in it replaces the run's own; ray: the cluster to go on with. Neither is part of the run.
+
+    Raises:
+        RunError: no run there, another process is at it, or another base model or preparation than it was started with.
+    """
+    console = console or Console()
+    folder = RunFolder(Path(run).expanduser().absolute())
+    about = folder.read()
+    try:
+        config = TrainConfig.model_validate({**about["config"], "run": folder.path})
+        model_digest, preparation = about["model"]["digest"], about["preparation"]
+    except (KeyError, TypeError, ValidationError) as error:
+        raise RunError(f"{folder.about} does not describe a run that can be resumed: {error}") from error
+    moved = {
+        "model": _portable(model) if model else config.model,
+        "pool": config.pool.model_copy(update=pool.model_dump(exclude_unset=True)) if pool else config.pool,
+        "ray": ray or config.ray,
+    }
+    config = config.model_copy(update=moved)
+    source = find_model(config.model)
+    if source.digest != model_digest:
+        raise RunError(
+            f"{folder.path} was started with another base model (content {model_digest[:12]}) than {source.spec} "
+            f"(content {source.digest[:12]})."
+        )
+    changed = [name for name, version in versions().items() if about["versions"].get(name) != version]
+    if changed:
+        console.print(f"Note: started with other versions of {', '.join(changed)}.", highlight=False)
+    with folder.locked(), start_or_attach(config.ray):
+        prepared = _reopen(preparation, config, source, console)
+        return _run(config, folder, prepared, console)
+
+
+def plan_for(config: TrainConfig) -> Any:
+    """The pool that ``config`` comes to on the connected Ray (``actors.placement.PoolPlan``)."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return plan_pool(config.pool, config.evaluator.device, nodes, config.evaluator.threads)
+
+
+def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console: Console) -> TrainResult:
+    import ray
+
+    from actors.learner import PoolSetup, create_learner
+
+    began = time.monotonic()
+    plan = plan_for(config)
+    on_gpu = config.evaluator.device.startswith("cuda")
+    placed = {"device": "cuda"} if on_gpu else {"threads": plan.threads}  # an actor sees its own GPU as the only one
+    evaluator = Factory(
+        "unicuco.evaluator:Evaluator",
+        {
+            "model_spec": config.model,
+            "preparation_folder": prepared.folder,
+            "config": config.evaluator.model_copy(update=placed),
+        },
+    )
+    learner = Factory(
+        "actors.learner:open_learner",
+        {
+            "preparation": prepared.folder,
+            "evaluations": folder.evaluations,
+            "config": config.learner,
+            "provenance": folder.provenance(),
+        },
+    )
+    console.print(
+        f"{config.model}: {config.learner.evaluations} evaluations of {config.tokens} tokens, "
+        f"{plan.evaluators} evaluator(s) on {config.evaluator.device}, {config.evaluator.dtype}; run {folder.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    setup = PoolSetup(evaluator, plan, config.pool.in_flight, config.pool.attempts)
+    actor = create_learner(learner, setup, folder.policy, threads=max(1, min(4, usable_cpus() // 4)))
+    try:
+        with RunDisplay(console, config.learner.evaluations, ProgressLog(folder.progress)) as display:
+            status = _follow(actor, display)
+    except (KeyboardInterrupt, SystemExit):
+        _stop(actor)
+        done = len(EvaluationLog(folder.evaluations))
+        console.print(
+            f"Stopped after {done} of {config.learner.evaluations} evaluations; all are on disk. "
+            f"Go on with: unicuco train --resume {folder.path}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise
+    finally:
+        ray.kill(actor)  # and with it its evaluators
+    EvaluationLog(folder.evaluations).compact()
+    heldout = _measure_heldout(config, folder, prepared, console)
+    if heldout:
+        console.print(heldout_table(heldout))
+    return TrainResult(folder.path, folder.policy, status.done, status.failed, time.monotonic() - began, heldout)
+
+
+def _follow(actor: Any, display: RunDisplay) -> Any:
+    """Shows the run until it is over and its policy is written; returns the learner's last status."""
+    while True:
+        progress = _result_of(actor.progress.remote())
+        display.update(progress)
+        if progress.finished:
+            break
+        time.sleep(POLL_SECONDS)
+    status = _result_of(actor.finish.remote())
+    display.update(progress, last=True)
+    return status
+
+
+def _result_of(ref: Any) -> Any:
+    """An actor's answer; its own errors as themselves.
+
+    Raises:
+        UniCuCoError: what ended the run; or the learner actor died more often than Ray restarts it.
+    """
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        cause = original_error(error)
+        if isinstance(cause, UniCuCoError):
+            raise cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        raise RunError(
+            f"The learner died and could not be restarted ({str(error).strip().splitlines()[0]}). Every finished "
+            "evaluation is on disk: go on with --resume."
+        ) from error
+
+
+def _measure_heldout(
+    config: TrainConfig, folder: RunFolder, prepared: Preparation, console: Console
+) -> list[dict[str, Any]]:
+    """The policy's answers at the protocol's sizes, measured on fresh windows; what ``heldout.json`` then says."""
+    evaluator = config.evaluator.model_copy(update={"device": _driver_device(config)})
+    with stages(console) as report:
+        rows = measure_heldout(folder.policy, config.model, prepared.folder, evaluator, report)
+    write_json(folder.heldout, rows)
+    return rows
+
+
+def _stop(actor: Any) -> None:
+    import ray
+
+    try:
+        ray.get(actor.stop.remote(), timeout=STOP_SECONDS)
+    except Exception:  # a stop that fails is followed by a kill
+        return
+
+
+def _prepare(config: TrainConfig, source: ModelSource, console: Console) -> Preparation:
+    """Builds or finds the preparation; the driver's copy of the base model is gone afterwards."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # one bar is ours
+    trust = config.evaluator.trust_remote_code
+    tokenizer = load_tokenizer(source, trust)
+    draw_windows(config.preparation.calibration, tokenizer, "heldout", WINDOWS)  # too short a text: say so now
+    base = load_base_model(source, config.preparation.dtype, _driver_device(config), trust)
+    with stages(console) as report:
+        return prepare(base, tokenizer, config.preparation, report)
+
+
+def _reopen(recorded: dict[str, str], config: TrainConfig, source: ModelSource, console: Console) -> Preparation:
+    """The preparation that the run began with; built again where the cache lost it."""
+    folder = Path(recorded["folder"])
+    if (folder / "preparation.json").is_file():
+        prepared = Preparation.open(folder)
+    else:
+        prepared = _prepare(config, source, console)
+    if prepared.digest != recorded["digest"]:
+        raise RunError(
+            f"The run was started with preparation {recorded['digest'][:12]}, but the one here is "
+            f"{prepared.digest[:12]}: the calibration text or the versions changed. Start a new run."
+        )
+    prepared.check_model(source.digest, source.spec)
+    return prepared
+
+
+def _driver_device(config: TrainConfig) -> str:
+    """Where the driver itself computes: on a GPU if evaluators do and there is one here (a head node may have none)."""
+    import torch
+
+    return "cuda" if config.evaluator.device.startswith("cuda") and torch.cuda.is_available() else "cpu"
+
+
+def _portable(spec: str) -> str:
+    """``spec`` so that it means the same to an actor with another working directory."""
+    path = Path(spec).expanduser()
+    return str(path.resolve()) if path.exists() else spec

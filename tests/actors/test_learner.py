@@ -1,0 +1,137 @@
+"""The learner actor on a real Ray: a whole run, what survives a kill, and how fast it answers while it trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.factory import Factory
+from actors.learner import PoolSetup, Progress, create_learner
+from actors.placement import PoolPlan
+from unicuco.evaluations import EvaluationLog
+
+pytestmark = pytest.mark.ray
+
+
+class Run:
+    """A learner actor on stand-ins, in a folder of its own."""
+
+    def __init__(self, folder: Path, evaluators: int = 2, seconds: float = 0.0, **learner: Any) -> None:
+        self.log, self.notes, self.policy = folder / "evaluations", folder / "notes", folder / "policy"
+        self.notes.mkdir(exist_ok=True)
+        evaluator = Factory("tests.actors.standins:QuadraticEvaluator", {"notes": self.notes, "seconds": seconds})
+        setup = PoolSetup(evaluator, PoolPlan(evaluators, 1, 0, 1))
+        arguments = {"evaluations": self.log, **learner}
+        self.actor = create_learner(Factory("tests.actors.standins:CountingLearner", arguments), setup, self.policy)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self.actor, method).remote(*arguments))
+
+    def until(self, done: int, seconds: float = 60.0) -> Progress:
+        """Polls until ``done`` evaluations are in; checks the capacity rule each time."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            progress = self.call("progress")
+            status = progress.status
+            assert status.submitted == status.done + status.failed + status.running
+            if status.done >= done:
+                return progress
+            time.sleep(0.02)
+        raise AssertionError(f"{done} evaluations expected, {status} after {seconds} s")
+
+
+@pytest.fixture
+def start(ray_session: None, tmp_path: Path) -> Iterator[Any]:
+    """Starts runs and ends their actors."""
+    import ray
+
+    runs: list[Run] = []
+
+    def make(**arguments: Any) -> Run:
+        runs.append(Run(tmp_path, **arguments))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        ray.kill(run.actor)
+
+
+def test_a_run_ends_with_every_evaluation_that_can_be_made_once(start: Any) -> None:
+    run = start(budget=14, seconds=0.05, broken=(3,), every=5)
+    status = run.call("finish")
+    assert (status.submitted, status.done, status.failed, status.running) == (14, 13, 1, 0)
+    assert sorted(e.eval_id for e in EvaluationLog(run.log).read()) == sorted(f"e{i}" for i in range(14) if i != 3)
+    assert status.version >= 2
+    assert (run.policy / "version").read_text() == str(status.version)
+    progress = run.call("progress")
+    assert progress.finished
+    assert [eval_id for eval_id, _ in progress.failures] == ["e3"]
+
+
+def test_ask_and_status_answer_within_milliseconds_while_it_trains(start: Any) -> None:
+    run = start(budget=1000, seconds=0.3, every=2, train_seconds=4.0)
+    run.until(2)
+    while not run.call("progress").training:
+        time.sleep(0.01)
+    times = []
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        began = time.perf_counter()
+        run.call("ask", 1)
+        run.call("status")
+        times.append((time.perf_counter() - began) / 2)
+        time.sleep(0.005)
+    assert run.call("progress").training or run.call("status").version > 0
+    times.sort()
+    assert len(times) > 50
+    assert times[len(times) // 2] < 0.05
+    assert times[int(0.95 * len(times))] < 0.25  # one slow call is the machine's; all of them would be ours
+    done = run.call("status").done
+    assert done > 2, "evaluations go on while it trains"
+    began = time.monotonic()
+    run.call("stop")
+    assert time.monotonic() - began < 10
+
+
+def test_a_killed_learner_starts_again_from_the_log(start: Any) -> None:
+    run = start(budget=20, seconds=0.15)
+    run.until(4)
+    os.kill(run.call("pid"), signal.SIGKILL)
+    status = run.call("finish")
+    assert (status.submitted, status.done, status.running) == (20, 20, 0)
+    parts = [path.name for path in run.log.glob("part-*.parquet")]
+    assert sorted(parts) == sorted(f"part-e{i}.parquet" for i in range(20))
+
+
+def test_a_second_learner_waits_for_the_first_to_be_gone(start: Any) -> None:
+    import ray
+
+    first = start(budget=30, seconds=0.2, evaluators=1)
+    first.until(2)
+    second = start(budget=30, evaluators=1)
+    answer = second.actor.progress.remote()
+    assert ray.wait([answer], timeout=1.5)[0] == []
+    done = first.call("status").done
+    ray.kill(first.actor)
+    assert ray.get(answer).status.done >= done
+    assert second.call("finish").done == 30
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_with_its_sentence(start: Any, tmp_path: Path) -> None:
+    from actors.runtime import original_error
+    from unicuco.errors import DiskFullError
+
+    (tmp_path / "file").write_text("not a folder")
+    run = start(budget=3, evaluations=tmp_path / "file" / "evaluations")
+    with pytest.raises(Exception) as caught:
+        run.call("finish")
+    assert isinstance(original_error(caught.value), DiskFullError)
+    assert "cannot be written" in str(original_error(caught.value))

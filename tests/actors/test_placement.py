@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from actors.placement import PlacementError, PoolConfig, PoolPlan, plan_pool
+
+LAPTOP = [{"CPU": 2.0, "memory": 8e9}]
+SERVER = [{"CPU": 64.0}]
+GPU_NODES = [{"CPU": 0.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "nodes", "threads", "plan"),
+    [
+        (PoolConfig(), "cpu", LAPTOP, None, PoolPlan(2, 1, 0, 1)),
+        (PoolConfig(), "cpu", SERVER, None, PoolPlan(16, 4, 0, 4)),
+        (PoolConfig(), "cpu", SERVER, 8, PoolPlan(8, 8, 0, 8)),
+        (PoolConfig(), "cpu", LAPTOP, 2, PoolPlan(1, 2, 0, 2)),
+        (PoolConfig(), "cuda", GPU_NODES, None, PoolPlan(8, 1, 1, 1)),
+        (PoolConfig(gpus=0.5), "cuda", GPU_NODES, None, PoolPlan(16, 1, 0.5, 1)),
+        (PoolConfig(gpus=0.1), "cuda", [{"CPU": 64.0, "GPU": 1.0}], None, PoolPlan(10, 1, 0.1, 1)),
+        (PoolConfig(evaluators=3), "cpu", LAPTOP, None, PoolPlan(3, 1, 0, 1)),
+        (PoolConfig(evaluators=8), "cuda", [{"CPU": 4.0}], None, PoolPlan(8, 1, 1, 1)),  # it may scale up yet
+        (PoolConfig(cpus=0.5), "cpu", LAPTOP, None, PoolPlan(4, 0.5, 0, 1)),
+    ],
+)
+def test_plan(
+    config: PoolConfig, device: str, nodes: list[dict[str, float]], threads: int | None, plan: PoolPlan
+) -> None:
+    assert plan_pool(config, device, nodes, threads) == plan
+
+
+def test_two_small_nodes_do_not_make_a_large_one() -> None:
+    with pytest.raises(PlacementError, match="No node of the cluster has room for an evaluator with 4 CPUs"):
+        plan_pool(PoolConfig(cpus=4), "cpu", [{"CPU": 2.0}, {"CPU": 2.0}], None)
+
+
+def test_no_gpu_says_what_to_do() -> None:
+    with pytest.raises(PlacementError, match="--device cpu"):
+        plan_pool(PoolConfig(), "cuda", LAPTOP, None)
+    with pytest.raises(PlacementError, match="more than 0 GPUs"):
+        plan_pool(PoolConfig(gpus=0), "cuda", GPU_NODES, None)

@@ -1,0 +1,105 @@
+"""The command line of training: what options become, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cluster.train import OptionError, add_train_command, config_values, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    add_train_command(app)
+    return app
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_help_shows_examples(app: typer.Typer) -> None:
+    shown = CliRunner().invoke(app, ["train", "--help"], terminal_width=200)
+    assert shown.exit_code == 0
+    assert "unicuco train smollm2 --run runs/first" in shown.output
+    assert "unicuco train --resume runs/first" in shown.output
+    alone = subprocess.run(
+        [sys.executable, "-m", "cluster.train", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "python -m cluster.train smollm2 --run runs/first" in alone.stdout
+
+
+def test_options_land_in_the_parts_own_configurations(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"learner": {"batch": 4, "evaluations": 9}, "model": "old"}))
+    given = {"config": file, "model": "m", "evaluations": 30, "device": "cuda", "evaluator_gpus": 0.5, "sites": "block"}
+    assert config_values(given) == {
+        "model": "m",
+        "learner": {"batch": 4, "evaluations": 30},
+        "evaluator": {"device": "cuda"},
+        "pool": {"gpus": 0.5},
+        "preparation": {"space": {"sites": "block"}},
+    }
+
+
+def test_every_option_has_its_place() -> None:
+    import inspect
+
+    from cluster.train import train_command
+    from cluster.training import TrainConfig
+
+    names = set(inspect.signature(train_command).parameters) - {"context", "resume", "config"}
+    for name in names:
+        values = config_values({name: "x"})
+        assert values, name
+        fields = TrainConfig.model_fields
+        while isinstance(values, dict):
+            ((key, values),) = values.items()
+            assert key in fields, name
+            fields = getattr(fields[key].annotation, "model_fields", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["smollm2"], "Say what to train and where"),
+        (["smollm2", "--run", "RUN", "--evaluations", "1"], "learner.evaluations: "),
+        (["smollm2", "--run", "RUN", "--dtype", "int3"], "evaluator.dtype: "),
+        (["smollm2", "--run", "RUN", "--config", "/nowhere.json"], "cannot be read as JSON"),
+        (["/nowhere/model", "--run", "RUN"], "No folder at /nowhere/model"),
+        (["--resume", "RUN"], "holds no run to resume"),
+        (["--resume", "RUN", "--seed", "1"], "--seed cannot be given with --resume"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    run = tmp_path / "run"
+    code = run_main(monkeypatch, *[str(run) if argument == "RUN" else argument for argument in arguments])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert sentence in error and error.startswith("Error: ") and "Traceback" not in error
+    assert not run.exists()
+
+
+def test_broken_config_file(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text("[1]")
+    with pytest.raises(OptionError, match="holds no JSON object"):
+        config_values({"config": tmp_path / "c.json"})

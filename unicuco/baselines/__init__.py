@@ -1,0 +1,1 @@
+"""Rivals of the search, measured on the same evaluator."""

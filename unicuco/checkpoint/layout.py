@@ -1,0 +1,185 @@
+"""The tensors and the configuration of a pruned model, in each layout.
+
+``hetero`` regroups the surviving sublayers around the attentions: every stored layer is one attention, the MLP that
+follows it, the MLPs until the next attention (*trailing*) and, in the first layer only, the MLPs before it (*leading*).
+A model whose first attentions are dropped, or which has several MLPs in a row, thus has as many layers as attentions,
+and caches, ``generate`` and serving engines see nothing unusual.
+
+``padded`` fills the dense shapes with zeros: no smaller, but it loads everywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unicuco.errors import CheckpointError
+from unicuco.models.load import BaseModel
+from unicuco.models.sites import Block, decoder, find_blocks
+from unicuco.pruners.base import PrunedBlock
+from unicuco.space import Shape
+
+_PER_LAYER_LISTS = ("layer_types",)
+"""Configuration entries with one item per attention layer."""
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One layer of a ``hetero`` checkpoint, as block indices of the base model."""
+
+    attention: int
+    mlp: int | None
+    """Block whose MLP follows the attention directly; ``None`` when the next attention does."""
+    leading: tuple[int, ...]
+    trailing: tuple[int, ...]
+
+
+def regroup(shape: Shape) -> list[StoredLayer]:
+    """The stored layers of a strategy.
+
+    Raises:
+        CheckpointError: every attention is dropped; there is no layer to store MLPs in.
+    """
+    leading: list[int] = []
+    attentions: list[tuple[int, list[int]]] = []
+    for block, (groups, neurons) in enumerate(zip(shape.groups, shape.neurons, strict=True)):
+        if groups:
+            attentions.append((block, []))
+        if neurons:
+            (attentions[-1][1] if attentions else leading).append(block)
+    if not attentions:
+        raise CheckpointError(
+            "This strategy drops every attention, and the 'hetero' layout stores layers around attentions; "
+            "use the layout 'padded'."
+        )
+    return [
+        StoredLayer(block, mlps[0] if mlps else None, tuple(leading) if i == 0 else (), tuple(mlps[1:]))
+        for i, (block, mlps) in enumerate(attentions)
+    ]
+
+
+def outer_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Everything of ``model`` that no strategy touches: embeddings, final norm, head (under both names when tied)."""
+    prefix = layers_prefix(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix)}
+
+
+def layers_prefix(model: nn.Module) -> str:
+    """What the names of all decoder layers start with, e.g. ``model.layers.``."""
+    layers = decoder(model).layers
+    return next(name for name, module in model.named_modules() if module is layers) + "."
+
+
+def hetero_tensors(base: BaseModel, pruned: list[PrunedBlock], layers: list[StoredLayer]) -> dict[str, Tensor]:
+    """State dict of the ``hetero`` model; pruned tensors are views of the pruner's."""
+    blocks = find_blocks(base.model)
+    tensors = outer_tensors(base.model)
+    prefix = layers_prefix(base.model)
+
+    def put(where: str, block: Block, part: str, norms: tuple[str, ...], state: dict[str, Tensor]) -> None:
+        tensors.update({f"{where}.{part}.{name}": tensor for name, tensor in state.items()})
+        for norm in norms:
+            found = getattr(block.layer, norm).state_dict()
+            tensors.update({f"{where}.{norm}.{name}": tensor for name, tensor in found.items()})
+
+    def put_mlp(where: str, index: int) -> None:
+        put(where, blocks[index], "mlp", blocks[index].mlp_norms, pruned[index].mlp)
+
+    for i, layer in enumerate(layers):
+        block = blocks[layer.attention]
+        put(f"{prefix}{i}", block, "self_attn", block.attention_norms, pruned[layer.attention].attention)
+        if layer.mlp is not None:
+            put_mlp(f"{prefix}{i}", layer.mlp)
+        for place, indices in (("leading", layer.leading), ("trailing", layer.trailing)):
+            for j, index in enumerate(indices):
+                put_mlp(f"{prefix}{i}.{place}.{j}", index)
+    return tensors
+
+
+def hetero_config(base: BaseModel, shape: Shape, layers: list[StoredLayer]) -> Any:
+    """The base configuration with per-layer widths, regrouped MLPs, and the classes to load it with.
+
+    Raises:
+        CheckpointError: a family for which there are no ``hetero`` classes.
+    """
+    from unicuco.models.hetero import FAMILIES, class_name, config_class
+
+    family = base.geometry.family
+    if family not in FAMILIES:
+        raise CheckpointError(
+            f"The layout 'hetero' knows the families {', '.join(sorted(FAMILIES))}, not '{family}'; "
+            "use the layout 'padded'."
+        )
+    values = clean_config(base).to_dict()
+    for key in ("model_type", "architectures", "transformers_version"):
+        values.pop(key, None)
+    for name in _PER_LAYER_LISTS:
+        if values.get(name):
+            values[name] = [values[name][layer.attention] for layer in layers]
+    overrides: dict[int, dict[str, Any]] = {}
+    extra: dict[str, dict[str, list[int]]] = {}
+    for i, layer in enumerate(layers):
+        geometry, groups = base.geometry.blocks[layer.attention], shape.groups[layer.attention]
+        override = {"num_attention_heads": groups * geometry.heads_per_group, "num_key_value_heads": groups}
+        overrides[i] = dict(override)
+        if layer.mlp is None:
+            overrides[i]["skip"] = ["mlp"]
+        else:
+            overrides[i]["intermediate_size"] = shape.neurons[layer.mlp]
+        places = {"leading": layer.leading, "trailing": layer.trailing}
+        widths = {place: [shape.neurons[b] for b in blocks] for place, blocks in places.items() if blocks}
+        if widths:
+            extra[str(i)] = widths
+    values |= {
+        "num_hidden_layers": len(layers),
+        "head_dim": base.geometry.blocks[0].head_dim,
+        "per_layer_config": overrides,
+        "extra_mlps": extra or None,
+        "architectures": [class_name(family, "ForCausalLM")],
+        "auto_map": {
+            "AutoConfig": f"configuration_unicuco.{class_name(family, 'Config')}",
+            "AutoModel": f"modeling_unicuco.{class_name(family, 'Model')}",
+            "AutoModelForCausalLM": f"modeling_unicuco.{class_name(family, 'ForCausalLM')}",
+        },
+    }
+    return config_class(family).from_dict(values)
+
+
+def clean_config(base: BaseModel) -> Any:
+    """A copy of the base configuration without where it was loaded from and how it had been quantised."""
+    config = copy.deepcopy(base.model.config)
+    config._name_or_path = ""
+    if hasattr(config, "quantization_config"):  # a model read from GGUF keeps one, and then refuses to save
+        del config.quantization_config
+    return config
+
+
+def padded_block(block: Block, pruned: PrunedBlock) -> dict[str, Tensor]:
+    """State dict of one dense decoder layer that computes what ``pruned`` does; dropped sublayers are all zero."""
+    state = dict(block.layer.state_dict())
+    for part, module, tensors in (("self_attn", block.attention, pruned.attention), ("mlp", block.mlp, pruned.mlp)):
+        for name, dense in module.state_dict().items():
+            state[f"{part}.{name}"] = _padded(dense, tensors.get(name))
+    return state
+
+
+def padded_tensors(base: BaseModel, pruned: list[PrunedBlock]) -> dict[str, Tensor]:
+    """State dict of the ``padded`` model: the base model's own names and shapes."""
+    tensors = outer_tensors(base.model)
+    prefix = layers_prefix(base.model)
+    for i, (block, left) in enumerate(zip(find_blocks(base.model), pruned, strict=True)):
+        tensors.update({f"{prefix}{i}.{name}": tensor for name, tensor in padded_block(block, left).items()})
+    return tensors
+
+
+def _padded(dense: Tensor, pruned: Tensor | None) -> Tensor:
+    if pruned is not None and pruned.shape == dense.shape:
+        return pruned
+    out = torch.zeros_like(dense)
+    if pruned is not None:
+        out[tuple(slice(0, n) for n in pruned.shape)] = pruned
+    return out

@@ -1,0 +1,249 @@
+"""Measures strategies on a pinned base model: exact KL from the dense model over the full vocabulary, both ways."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel as Config
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from unicuco.calibration import Windows
+from unicuco.errors import ModelError
+from unicuco.evaluations import Candidate, Evaluation
+from unicuco.models.load import BaseModel, load_base_model
+from unicuco.models.swap import SwitchableModel
+from unicuco.preparation import Preparation
+from unicuco.pruners.base import PrunedBlock, pruned_blocks
+from unicuco.pruners.build import build_pruner
+from unicuco.reference import (
+    LOGITS_AT_ONCE,
+    Divergence,
+    Reference,
+    compare,
+    compute_log_probs,
+    load_or_compute,
+    log_probs_fit,
+)
+from unicuco.space import Shape
+
+Result = TypeVar("Result")
+
+
+class EvaluatorConfig(Config):
+    """How evaluations run; part of every result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: str = Field(default="bfloat16", pattern="^(bfloat16|float32)$")
+    device: str = "cpu"
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads on a CPU; None leaves torch's own choice."""
+    batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens per forward; halved when a GPU runs out of memory."""
+    reference_bytes: int = Field(default=2 << 30, ge=0)
+    """Keep the dense log-probabilities when they fit in this many bytes, else its hidden states."""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Means in nats per token: over all windows of a domain, then over domains.
+
+    Attributes:
+        window_kl: KL(dense || pruned) of every window (``num_windows``), to judge the noise.
+    """
+
+    kl: float
+    kl_reverse: float
+    perplexity: float
+    domain_kl: tuple[float, ...]
+    window_kl: np.ndarray
+    tokens: int
+    seconds: float
+
+
+class Evaluator:
+    """A pinned base model, its pruner, and the dense reference on one set of windows.
+
+    Deterministic: the same strategy gives the same numbers on the same device, dtype and number of threads.
+    """
+
+    def __init__(
+        self,
+        model_spec: str,
+        preparation_folder: Path,
+        config: EvaluatorConfig | None = None,
+        windows: Windows | None = None,
+        base: BaseModel | None = None,
+    ) -> None:
+        """Loads and pins the base model.
+
+        Args:
+            windows: measure on these instead of the preparation's search windows.
+            base: a loaded model to pin instead of loading ``model_spec``; its weights get permuted.
+
+        Raises:
+            ModelError, PreparationError: what is wrong with either.
+        """
+        self.config = config or EvaluatorConfig()
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        self.preparation = Preparation.open(preparation_folder)
+        if base is None:
+            c = self.config
+            base = load_base_model(model_spec, c.dtype, c.device, c.trust_remote_code)
+        self.base = base
+        self.pruner = build_pruner(base, self.preparation)
+        self.space = self.preparation.space
+        self._switch = SwitchableModel(base.model)
+        self._device = next(base.model.parameters()).device
+        self._batch_tokens = self.config.batch_tokens
+        self._chunk = LOGITS_AT_ONCE
+        self._set_windows(windows or self.preparation.search_windows)
+        self._check_head()
+        self._reference = self._load_reference(on_disk=windows is None)
+
+    def on(self, windows: Windows) -> Evaluator:
+        """The same pinned model measured on other windows; shares everything but tokens and reference."""
+        other = copy.copy(self)
+        other._set_windows(windows)
+        other._reference = other._load_reference(on_disk=False)
+        return other
+
+    def _set_windows(self, windows: Windows) -> None:
+        self.windows, self.windows_digest = windows, windows.digest
+        self._tokens = torch.from_numpy(windows.tokens).long().to(self._device)
+        ends = torch.full((len(self._tokens), 1), -1, dtype=torch.long, device=self._device)
+        self._targets = torch.cat([self._tokens[:, 1:], ends], dim=1).flatten()
+
+    @property
+    def num_tokens(self) -> int:
+        """The standard tokens: what one evaluation runs on."""
+        return self._tokens.numel()
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        """Measures one candidate on the windows.
+
+        Raises:
+            StrategyError: levels that the search space does not have.
+        """
+        levels = self.space.check_levels(np.asarray(candidate.levels))
+        measured = self.measure(self.space.shape(levels))
+        return Evaluation(
+            eval_id=candidate.eval_id,
+            levels=tuple(int(level) for level in levels),
+            origin=candidate.origin,
+            params=int(self.space.total(levels)),
+            kept=float(self.space.kept(levels)),
+            kl=measured.kl,
+            kl_reverse=measured.kl_reverse,
+            perplexity=measured.perplexity,
+            domains=self.windows.domains,
+            domain_kl=measured.domain_kl,
+            tokens=measured.tokens,
+            cost=float(measured.tokens),
+            seconds=measured.seconds,
+            dtype=self.config.dtype,
+            device=str(self._device),
+            threads=torch.get_num_threads(),
+            seed=self.preparation.config.calibration.seed,
+            preparation=self.preparation.digest,
+            windows=self.windows_digest,
+            window_kl=tuple(float(value) for value in measured.window_kl),
+            predicted_log_kl=candidate.predicted_log_kl,
+            predicted_sigma=candidate.predicted_sigma,
+            policy_version=candidate.policy_version,
+        )
+
+    def measure(self, shape: Shape) -> Measurement:
+        """Measures the model at ``shape``."""
+        return self.measure_blocks(pruned_blocks(self.pruner, shape))
+
+    def measure_blocks(self, blocks: list[PrunedBlock]) -> Measurement:
+        """Measures the base model with its blocks set to ``blocks``."""
+        began = time.perf_counter()
+        self._switch.apply(blocks)
+        try:
+            found = self._shrinking_on_oom(self._divergence)
+        finally:
+            self._switch.restore()
+        return self._summarise(found, began)
+
+    def _summarise(self, found: Divergence, began: float) -> Measurement:
+        length = self._tokens.shape[1]
+        forward, reverse = (v.view(-1, length).mean(1).cpu().numpy() for v in (found.forward, found.reverse))
+        domain = self.windows.domain
+        groups = [domain == d for d in range(len(self.windows.domains))]
+        loss = found.loss[self._targets >= 0].mean()
+        return Measurement(
+            kl=float(np.mean([forward[g].mean() for g in groups])),
+            kl_reverse=float(np.mean([reverse[g].mean() for g in groups])),
+            perplexity=float(loss.exp()),
+            domain_kl=tuple(float(forward[g].mean()) for g in groups),
+            window_kl=forward,
+            tokens=self.num_tokens,
+            seconds=time.perf_counter() - began,
+        )
+
+    @torch.inference_mode()
+    def _hidden(self) -> Tensor:
+        """Last hidden states of the model as it is now set (``tokens x hidden``)."""
+        decoder = self.base.model.get_decoder()
+        rows = max(1, self._batch_tokens // self._tokens.shape[1])
+        parts = [decoder(input_ids=batch, use_cache=False).last_hidden_state for batch in self._tokens.split(rows)]
+        return torch.cat(parts).flatten(0, 1)
+
+    @torch.inference_mode()
+    def _divergence(self) -> Divergence:
+        return compare(self._hidden(), self._reference, self._targets, self._logits, self._chunk)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        scores = self.base.model.get_output_embeddings()(hidden)
+        cap = getattr(self.base.model.config, "final_logit_softcapping", None)
+        return scores if cap is None else cap * torch.tanh(scores / cap)
+
+    @torch.inference_mode()
+    def _check_head(self) -> None:
+        """The head that runs in chunks must be the model's own: some families scale or cap their logits."""
+        ids = self._tokens[:1, :8]
+        own = self.base.model(input_ids=ids, use_cache=False).logits.float()
+        ours = self._logits(self.base.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
+        if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
+            raise ModelError(f"{type(self.base.model).__name__} does more to its logits than a head and a soft cap.")
+
+    def _load_reference(self, on_disk: bool) -> Reference:
+        if not on_disk:
+            return self._to_device(self._compute_reference())
+        kind = "cpu" if self._device.type == "cpu" else "gpu"
+        path = self.preparation.folder / "reference" / f"{self.config.dtype}-{kind}.safetensors"
+        return self._to_device(load_or_compute(path, self._compute_reference))
+
+    @torch.inference_mode()
+    def _compute_reference(self) -> Reference:
+        hidden = self._shrinking_on_oom(self._hidden)
+        if log_probs_fit(len(hidden), self.base.geometry.vocab_size, self.config.reference_bytes):
+            return Reference(log_probs=compute_log_probs(hidden, self._logits).contiguous())
+        return Reference(hidden=hidden.contiguous())
+
+    def _to_device(self, reference: Reference) -> Reference:
+        return Reference(**{k: None if v is None else v.to(self._device) for k, v in vars(reference).items()})
+
+    def _shrinking_on_oom(self, run: Callable[[], Result]) -> Result:
+        """Runs ``run``; each time a GPU is out of memory, halves what runs at once and tries again."""
+        while True:
+            try:
+                return run()
+            except torch.cuda.OutOfMemoryError:
+                if self._batch_tokens <= self._tokens.shape[1] and self._chunk <= 1:
+                    raise
+                torch.cuda.empty_cache()
+                self._batch_tokens = max(self._batch_tokens // 2, self._tokens.shape[1])
+                self._chunk = max(self._chunk // 2, 1)

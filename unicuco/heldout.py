@@ -1,0 +1,79 @@
+"""The end of a run: the policy's answers at the protocol's sizes, measured on windows that training never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unicuco.baselines.uniform import LADDER, uniform
+from unicuco.calibration import draw_windows
+from unicuco.evaluator import Evaluator, EvaluatorConfig, Measurement
+from unicuco.models.load import load_tokenizer
+from unicuco.policy import Policy
+from unicuco.preparation import Progress
+from unicuco.request import Request
+
+WINDOWS = 16
+"""Fresh windows per domain."""
+
+
+def measure_heldout(
+    policy_folder: Path,
+    model_spec: str,
+    preparation_folder: Path,
+    config: EvaluatorConfig,
+    progress: Progress | None = None,
+    sizes: tuple[float, ...] = LADDER,
+    windows: int = WINDOWS,
+) -> list[dict[str, Any]]:
+    """Measures the policy's answers and both uniform forms at ``sizes`` on fresh windows.
+
+    Returns:
+        one row per size; ``kl_uniform_heldout`` is the better of the two forms.
+    """
+    report = progress or (lambda stage, done, total: None)
+    policy = Policy.load(policy_folder)
+    search = Evaluator(model_spec, preparation_folder, config)
+    heldout = open_heldout(search, windows)
+    answers = policy.answer([Request(kept=kept) for kept in sizes])
+    rows: list[dict[str, Any]] = []
+    for i, (kept, answer) in enumerate(zip(sizes, answers, strict=True)):
+        levels = np.array(answer.levels)
+        fresh = measure(heldout, levels)
+        rivals = {form: measure(heldout, uniform(search.space, kept, form == "mlp")) for form in ("mlp", "all")}
+        best = min(rivals, key=lambda form: rivals[form].kl)
+        rows.append(
+            {
+                "kept": kept,
+                "kept_exact": answer.kept,
+                "ratio": answer.ratio,
+                "levels": answer.levels,
+                "origin": answer.origin,
+                "kl_search": measure(search, levels).kl,
+                "kl_heldout": fresh.kl,
+                "kl_reverse_heldout": fresh.kl_reverse,
+                "perplexity_heldout": fresh.perplexity,
+                "kl_predicted": answer.kl,
+                "kl_low": answer.kl_low,
+                "kl_high": answer.kl_high,
+                "kl_uniform_heldout": rivals[best].kl,
+                "uniform_form": best,
+                "tokens_heldout": fresh.tokens,
+            }
+        )
+        report("measuring answers on fresh text", i + 1, len(sizes))
+    return rows
+
+
+def open_heldout(search: Evaluator, windows: int) -> Evaluator:
+    """``search``'s pinned model on ``windows`` fresh windows per domain."""
+    calibration = search.preparation.config.calibration
+    tokenizer = load_tokenizer(search.base.source)
+    return search.on(draw_windows(calibration, tokenizer, "heldout", windows))
+
+
+def measure(evaluator: Evaluator, levels: np.ndarray) -> Measurement:
+    """One strategy (``num_sites`` level indices) on the evaluator's windows."""
+    return evaluator.measure(evaluator.space.shape(levels))

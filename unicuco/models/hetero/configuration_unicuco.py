@@ -1,0 +1,80 @@
+"""Configurations of models whose layers differ in width, one class per family.
+
+This file travels inside every ``hetero`` checkpoint, so it imports nothing but transformers.
+
+A stored layer is: leading MLPs, one attention with its MLP, trailing MLPs. Widths are in transformers' own
+``per_layer_config`` (``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``, ``skip``); the MLPs
+around an attention, which that schema cannot say, are in ``extra_mlps``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+
+FAMILIES: dict[str, str] = {
+    # model_type of the base model -> name its transformers classes start with
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "gemma3_text": "Gemma3",
+}
+
+_PREFIX = "UniCuCo"
+
+
+def class_name(family: str, suffix: str) -> str:
+    """Name of our class for ``family``: ``("llama", "ForCausalLM")`` -> ``UniCuCoLlamaForCausalLM``."""
+    return f"{_PREFIX}{FAMILIES[family]}{suffix}"
+
+
+def family_class(family: str, kind: str, suffix: str) -> Any:
+    """The installed transformers class, e.g. ``("llama", "modeling", "DecoderLayer")`` -> ``LlamaDecoderLayer``."""
+    package = family.removesuffix("_text")
+    module = importlib.import_module(f"transformers.models.{package}.{kind}_{package}")
+    text_only = f"{FAMILIES[family]}Text{suffix}"  # multimodal families name their language part so
+    return getattr(module, text_only if hasattr(module, text_only) else f"{FAMILIES[family]}{suffix}")
+
+
+def _config_class(family: str) -> type:
+    base: Any = family_class(family, "configuration", "Config")
+
+    class Config(base):
+        __doc__ = f"``{base.__name__}`` with per-layer widths and regrouped MLPs."
+        model_type = f"unicuco_{family}"
+
+        extra_mlps: dict | None = None
+        """Layer (as a string, sparse) -> {"leading": [neurons, ...], "trailing": [neurons, ...]}."""
+
+        def validate_architecture(self) -> None:
+            # The family's own check reads the global head count, which has no meaning when layers differ.
+            for index, layer in enumerate(self.per_layer_config):
+                if layer.num_attention_heads % layer.num_key_value_heads:
+                    raise ValueError(
+                        f"layer {index}: {layer.num_attention_heads} query heads cannot be shared out over "
+                        f"{layer.num_key_value_heads} key/value heads"
+                    )
+            for key, mlps in (self.extra_mlps or {}).items():
+                if not 0 <= int(key) < self.num_hidden_layers or set(mlps) - {"leading", "trailing"}:
+                    raise ValueError(f"extra_mlps: no layer {key}, or something besides 'leading' and 'trailing' in it")
+
+    Config.__name__ = Config.__qualname__ = class_name(family, "Config")
+    return strict(Config)
+
+
+def config_class(family: str) -> Any:
+    """Our configuration class for ``family``, made when it is first asked for: other families are never imported."""
+    name = class_name(family, "Config")
+    if name not in globals():
+        globals()[name] = _config_class(family)
+    return globals()[name]
+
+
+def __getattr__(name: str) -> Any:
+    for family in FAMILIES:
+        if name == class_name(family, "Config"):
+            return config_class(family)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

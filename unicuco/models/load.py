@@ -1,0 +1,81 @@
+"""Loading a base model through its own classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from unicuco.errors import ModelError
+from unicuco.models.geometry import Geometry
+from unicuco.models.sites import read_geometry
+from unicuco.models.source import ModelSource, find_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class BaseModel:
+    """A loaded base model.
+
+    Attributes:
+        source: where it came from; its ``digest`` names the content.
+        model: the transformers model, in eval mode, without gradients.
+        geometry: its sizes.
+    """
+
+    source: ModelSource
+    model: PreTrainedModel
+    geometry: Geometry
+
+
+def load_base_model(
+    spec: str | ModelSource, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
+) -> BaseModel:
+    """Loads ``spec`` (see ``find_model``) for inference.
+
+    Raises:
+        ModelError: not found, not a causal language model, or a shape that cannot be pruned.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = find_model(spec) if isinstance(spec, str) else spec
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.folder, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{source.spec} does not load as a causal language model: {error}") from error
+    place = check_device(device)
+    torch.nn.Module.to(model, place)
+    model.eval().requires_grad_(False)
+    return BaseModel(source, model, read_geometry(model))
+
+
+def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that lies beside the weights."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{source.spec} has no tokenizer that loads: {error}") from error
+
+
+def check_device(device: str) -> torch.device:
+    """``device`` as torch knows it.
+
+    Raises:
+        ModelError: no such device on this machine.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"'{device}' is no device; use 'cpu', 'cuda' or 'cuda:N'.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("No CUDA device here; use --device cpu.")
+    return found

@@ -1,0 +1,369 @@
+"""The policy: what training leaves behind. It answers preferences and bounds, many at once, in milliseconds.
+
+A folder of JSON, safetensors and Parquet that names its base model and preparation by content hash.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unicuco import __version__
+from unicuco.errors import EvaluationLogError, PolicyError
+from unicuco.evaluations import Evaluation, read_evaluations, write_evaluations
+from unicuco.models.geometry import Geometry
+from unicuco.objectives import Scale, front, site_shares, tchebycheff
+from unicuco.request import Answer, Request
+from unicuco.space import SearchSpace, SpaceConfig, budgets_of
+from unicuco.storage import atomic_folder, content_hash, write_json
+from unicuco.stratnet import StratNet
+from unicuco.surrogate import NOISE_FLOOR, Surrogate, SurrogateConfig
+
+FORMAT = 1
+Z90 = 1.645
+GRID = 256
+"""Preferences at which StratNet's front is laid out once, to answer bounds by look-up."""
+DEFAULT_BYTES_PER_PARAM = 2
+
+
+@dataclass(frozen=True)
+class PolicyParts:
+    """Everything a policy is made of.
+
+    Attributes:
+        provenance: model, preparation, calibration and versions, as JSON.
+    """
+
+    space: SearchSpace
+    damage: np.ndarray | None
+    surrogate: Surrogate
+    net: StratNet
+    scale: Scale
+    evaluations: tuple[Evaluation, ...]
+    version: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+class Policy:
+    """Answers requests. Thread-safe: nothing changes after construction."""
+
+    def __init__(self, parts: PolicyParts) -> None:
+        self.parts = parts
+        self.space, self.scale = parts.space, parts.scale
+        self._shares = torch.as_tensor(site_shares(self.space))
+
+    @property
+    def bytes_per_param(self) -> int:
+        """Of a stored checkpoint: 2 unless the base model is kept in something else."""
+        return int(self.parts.provenance.get("bytes_per_param", DEFAULT_BYTES_PER_PARAM))
+
+    # -- answering ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers ``requests`` in one batch, in order.
+
+        Every feasible answer is within all size bounds. A request that no strategy can meet comes back with
+        ``feasible`` false and the nearest strategy there is.
+        """
+        if not requests:
+            return []
+        budgets = np.array([self._budget(request) for request in requests])
+        floor = int(self.space.total(self.space.num_levels - 1))
+        reachable = np.maximum(budgets, floor)
+        preference = self._preferences(requests, reachable)
+        wishes = self.parts.net(torch.as_tensor(preference)).numpy()
+        own = self.space.project(wishes, {"params": self._own_budgets(requests, wishes, reachable)})
+        levels, origins = self._better_measured(requests, preference, own, reachable)
+        mean, deviation = self._predict(levels)
+        return [
+            self._compose(request, levels[i], origins[i], preference[i], mean[i], deviation[i], budgets[i], floor)
+            for i, request in enumerate(requests)
+        ]
+
+    def predict(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predicted KL on fresh text and its 90 % interval (``n`` each) for level indices ``n x num_sites``."""
+        mean, deviation = self._predict(levels)
+        return _kl(mean), _kl(mean - Z90 * deviation), _kl(mean + Z90 * deviation)
+
+    def _predict(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of log KL, and the deviation of a measurement on fresh windows around it."""
+        with torch.no_grad():
+            mean, deviation = self.parts.surrogate.predict(torch.as_tensor(self.space.sparsities(levels)))
+        noise = self.parts.surrogate.noise_std**2 + self._sampling_variance
+        return mean.numpy(), np.sqrt(deviation.numpy() ** 2 + noise)
+
+    @cached_property
+    def _sampling_variance(self) -> float:
+        """Variance of log KL between one draw of windows and another of the same number.
+
+        From how KL differs between the windows of one evaluation; the median over the more pruned half, where the
+        answers are. Twice the variance of one mean: the search windows and the fresh ones are both draws.
+        """
+        spreads = [
+            np.var(e.window_kl, ddof=1) / len(e.window_kl) / max(e.kl, NOISE_FLOOR) ** 2
+            for e in self.parts.evaluations
+            if len(e.window_kl) > 1 and e.kl > 0.01
+        ]
+        return 2 * float(np.median(spreads)) if spreads else 0.0
+
+    def _budget(self, request: Request) -> float:
+        """The smallest of the request's size bounds, in parameters."""
+        geometry = self.space.geometry
+        bounds = [float(geometry.params)]
+        if request.params is not None:
+            bounds.append(float(request.params))
+        if request.bytes is not None:
+            bounds.append(request.bytes // self.bytes_per_param)
+        if request.ratio is not None:
+            bounds.append(request.ratio * geometry.params)
+        if request.kept is not None:
+            bounds.append(float(budgets_of(self.space, np.array([request.kept]))[0]))
+        return math.floor(min(bounds) + 1e-6)
+
+    @cached_property
+    def _grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """StratNet's front: weight of size (``GRID``, ascending) and kept share, made monotone."""
+        weight = torch.linspace(0.002, 0.998, GRID, dtype=torch.float64)
+        with torch.no_grad():
+            kept = 1 - self.parts.net(torch.stack([weight, 1 - weight], dim=-1)) @ self._shares
+        return weight.numpy(), np.minimum.accumulate(kept.numpy())
+
+    @cached_property
+    def _ladder(self) -> tuple[np.ndarray, np.ndarray]:
+        """Parameter budgets from small to dense, and the upper end of the KL interval of StratNet's answer to each."""
+        budgets = budgets_of(self.space, np.linspace(self.scale.kept_low, 1.0, GRID))
+        requests = [Request(params=int(b)) for b in budgets]
+        preference = self._preferences(requests, budgets)
+        with torch.no_grad():
+            wishes = self.parts.net(torch.as_tensor(preference)).numpy()
+        own = self.space.project(wishes, {"params": budgets})
+        levels, _ = self._better_measured(requests, preference, own, budgets)
+        upper = self.predict(levels)[2]
+        upper[levels.sum(axis=1) == 0] = 0.0  # dense
+        return budgets, np.minimum.accumulate(upper)
+
+    def _preferences(self, requests: Sequence[Request], budgets: np.ndarray) -> np.ndarray:
+        """The preference to ask StratNet at (``n x 2``): the request's own, or the one whose answer fits its size."""
+        weight, kept = self._grid
+        wanted = (budgets - self.space.fixed["params"]) / self.space.geometry.block_params
+        # The grid's kept share falls with the weight of size; np.interp wants ascending abscissae.
+        found = np.interp(wanted, kept[::-1], weight[::-1])
+        for i, request in enumerate(requests):
+            if request.preference is not None:
+                own = request.preference[0] / sum(request.preference)
+                found[i] = max(own, found[i]) if self._has_bound(request) else own
+            elif request.max_kl is not None:
+                ladder, upper = self._ladder
+                enough = np.flatnonzero(upper <= request.max_kl)
+                smallest = ladder[enough[0]] if len(enough) else float(self.space.geometry.params)
+                budgets[i] = min(budgets[i], smallest)
+                share = (budgets[i] - self.space.fixed["params"]) / self.space.geometry.block_params
+                found[i] = np.interp(share, kept[::-1], weight[::-1])
+        return np.column_stack([found, 1 - found])
+
+    @staticmethod
+    def _has_bound(request: Request) -> bool:
+        return any(bound is not None for bound in (request.kept, request.ratio, request.params, request.bytes))
+
+    def _own_budgets(self, requests: Sequence[Request], wishes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+        """For preferences, the size that StratNet chose itself (rounded up to a level); else the bound."""
+        own = budgets.astype(np.float64).copy()
+        snapped = self.space.total(self.space.snap(wishes))
+        for i, request in enumerate(requests):
+            if request.preference is not None:
+                own[i] = min(own[i], float(snapped[i]))
+        return own
+
+    @cached_property
+    def _measured(self) -> np.ndarray:
+        """Level indices of the measured front, by size (``m x num_sites``)."""
+        done = self.parts.evaluations
+        points = np.array([(e.kept, e.kl) for e in done])
+        return np.array([done[i].levels for i in front(points)], dtype=np.int64).reshape(-1, self.space.num_sites)
+
+    def _better_measured(
+        self, requests: Sequence[Request], preference: np.ndarray, own: np.ndarray, budgets: np.ndarray
+    ) -> tuple[np.ndarray, list[str]]:
+        """StratNet's strategies, each replaced by a measured one where that is predicted to serve better."""
+        origins = ["stratnet"] * len(own)
+        measured = self._measured
+        if not len(measured):
+            return own, origins
+        both = np.vstack([own, measured])
+        mean, _ = self._predict(both)
+        n = len(own)
+        sizes, levels = self.space.total(measured), own.copy()
+        size_share = torch.as_tensor(self.space.kept(both))
+        values = torch.stack([self.scale.size(size_share), self.scale.quality(torch.as_tensor(mean))], dim=-1)
+        for i, request in enumerate(requests):
+            if request.preference is not None:
+                weights = torch.as_tensor(preference[i]).expand(len(both), 2)
+                score = tchebycheff(weights, values.clamp_min(0), 0.01).numpy()
+            else:
+                score = mean
+            fits = np.flatnonzero(sizes <= budgets[i])
+            if len(fits):
+                best = fits[np.argmin(score[n + fits])]
+                if score[n + best] < score[i]:
+                    levels[i], origins[i] = measured[best], "measured"
+        return levels, origins
+
+    def _compose(
+        self,
+        request: Request,
+        levels: np.ndarray,
+        origin: str,
+        preference: np.ndarray,
+        mean: float,
+        deviation: float,
+        budget: float,
+        floor: int,
+    ) -> Answer:
+        size = self.space.size(levels, self.bytes_per_param)
+        dense = not levels.any()
+        kl, low, high = (
+            (0.0, 0.0, 0.0)
+            if dense
+            else (float(v) for v in _kl(np.array([mean, mean - Z90 * deviation, mean + Z90 * deviation])))
+        )
+        feasible, note = True, ""
+        if budget < floor:
+            feasible = False
+            note = (
+                f"Impossible: with every site dropped {floor:,} parameters are left, over the bound of "
+                f"{int(budget):,}; this is the nearest."
+            )
+        elif request.max_kl is not None and high > request.max_kl:
+            feasible = False
+            note = (
+                f"No strategy this small is expected to stay within KL {request.max_kl:g}; the nearest has "
+                f"{kl:.3g} ({low:.3g} to {high:.3g})."
+            )
+        elif size.kept < self.scale.kept_low - 0.02:
+            note = f"Smaller than what was trained on (kept {self.scale.kept_low:g}): the predicted KL is a guess."
+        shape = self.space.shape(levels)
+        return Answer(
+            id=request.id,
+            request=request,
+            feasible=feasible,
+            note=note,
+            levels=levels.tolist(),
+            strategy=self.space.sparsities(levels).tolist(),
+            groups=list(shape.groups),
+            neurons=list(shape.neurons),
+            kl=kl,
+            kl_low=low,
+            kl_high=high,
+            preference=(float(preference[0]), float(preference[1])),
+            origin=origin,
+            **asdict(size),
+        )
+
+    # -- on disk --------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Writes the policy to ``folder``, replacing the one there.
+
+        Raises:
+            DiskFullError: the old one is still there, nothing is half-written.
+        """
+        parts = self.parts
+        with atomic_folder(folder, replace=True) as scratch:
+            save_file({k: v.contiguous() for k, v in parts.net.state_dict().items()}, scratch / "stratnet.safetensors")
+            surrogate = parts.surrogate.state()
+            if parts.damage is not None:
+                surrogate["damage"] = torch.as_tensor(parts.damage).contiguous()
+            save_file(_untied(surrogate), scratch / "surrogate.safetensors")
+            write_evaluations(scratch / "evaluations.parquet", parts.evaluations)
+            about = {
+                "format": FORMAT,
+                "version": parts.version,
+                "unicuco": __version__,
+                "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "space": {
+                    "geometry": parts.space.geometry.model_dump(mode="json"),
+                    "config": parts.space.config.model_dump(mode="json"),
+                },
+                "surrogate": parts.surrogate.config.model_dump(mode="json"),
+                "stratnet": {"width": parts.net.layers[0].out_features},
+                "scale": asdict(parts.scale),
+                "provenance": parts.provenance,
+            }
+            about["digest"] = content_hash([about["space"], about["provenance"], about["version"], about["written"]])
+            write_json(scratch / "policy.json", about)
+
+    @classmethod
+    def load(cls, folder: Path) -> Policy:
+        """Reads a policy folder; needs neither the base model nor the preparation.
+
+        Raises:
+            PolicyError: there is none, or it is broken or of another format.
+        """
+        folder = Path(folder)
+        if not (folder / "policy.json").is_file() and (folder / "policy" / "policy.json").is_file():
+            folder = folder / "policy"  # a run folder was given
+        try:
+            about = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+            if about["format"] != FORMAT:
+                raise PolicyError(f"The policy at {folder} has format {about['format']}; this version reads {FORMAT}.")
+            space = SearchSpace(
+                Geometry.model_validate(about["space"]["geometry"]),
+                SpaceConfig.model_validate(about["space"]["config"]),
+            )
+            net = StratNet(2, space.num_sites, about["stratnet"]["width"])
+            net.load_state_dict(load_file(folder / "stratnet.safetensors"))
+            state = load_file(folder / "surrogate.safetensors")
+            table = state.pop("damage", None)
+            damage = None if table is None else table.numpy()
+            config = SurrogateConfig.model_validate(about["surrogate"])
+            surrogate = Surrogate.from_state(space, damage, config, state)
+            evaluations = tuple(read_evaluations(folder / "evaluations.parquet"))
+            scale = Scale(**about["scale"])
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
+            raise PolicyError(f"No readable policy at {folder}: {_first_line(error)}") from error
+        except EvaluationLogError as error:
+            raise PolicyError(f"The policy at {folder} is broken: {error}") from error
+        parts = PolicyParts(
+            space, damage, surrogate, net.eval(), scale, evaluations, about["version"], about["provenance"]
+        )
+        return cls(parts)
+
+    def check_model(self, digest: str, spec: str) -> None:
+        """Refuses a base model with other content than the policy was trained for.
+
+        Raises:
+            PolicyError: naming both.
+        """
+        model = self.parts.provenance.get("model", {})
+        if model.get("digest") != digest:
+            raise PolicyError(
+                f"The policy was trained for {model.get('spec', 'another base model')} (content "
+                f"{str(model.get('digest'))[:12]}), not for {spec} (content {digest[:12]})."
+            )
+
+
+def _kl(log_kl: np.ndarray) -> np.ndarray:
+    return np.maximum(np.exp(log_kl) - NOISE_FLOOR, 0.0)
+
+
+def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies: safetensors refuses tensors that share memory, and mean and kernel share the damage model."""
+    return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

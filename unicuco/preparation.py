@@ -1,0 +1,253 @@
+"""Preparation: what is computed once for (base model, space, calibration) and shared by evaluators and exports.
+
+A folder named by the hash of everything it depends on:
+
+- ``preparation.json``: what it is made of, and the geometry;
+- ``order.safetensors``: per block, KV groups and neurons from most to least important;
+- ``factors.safetensors``: per block, the Cholesky factors of the ordered Gram matrices (width only);
+- ``damage.safetensors``: predicted damage of every level of every site (``num_sites x max_levels``), a prior;
+- ``windows.safetensors``: the calibration and search windows;
+- ``reference/``: the dense model's outputs on the search windows, one file per dtype (unicuco/reference.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel as Config
+from pydantic import ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unicuco.calibration import CalibrationConfig, Windows, draw_windows
+from unicuco.errors import PreparationError
+from unicuco.models.geometry import Geometry
+from unicuco.models.load import BaseModel
+from unicuco.models.sites import find_blocks
+from unicuco.pruners.slices import column_damage, elimination_order, ridge, unit_columns
+from unicuco.space import SearchSpace, SpaceConfig
+from unicuco.statistics import BlockStatistics, collect_statistics
+from unicuco.storage import atomic_folder, cache_dir, content_hash, write_json
+
+FORMAT = 1
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+
+class PreparationConfig(Config):
+    """What a preparation is computed from, besides the base model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calibration: CalibrationConfig = CalibrationConfig()
+    space: SpaceConfig = SpaceConfig()
+    dtype: str = Field(default="bfloat16", pattern="^(bfloat16|float32)$")
+    """Of the forwards; Gram matrices are summed in float32 and factored in float64."""
+    ridge: float = Field(default=1e-2, gt=0, le=1)
+    """Added to the Gram matrices, as a share of their mean diagonal."""
+    elimination_step: int = Field(default=16, ge=1)
+    """Neurons removed between two re-solves while ordering."""
+    gradient_windows: int = Field(default=4, ge=1)
+    """Calibration windows whose gradients weigh the outputs of each sublayer."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A preparation on disk; everything is read lazily."""
+
+    folder: Path
+    digest: str
+    model_digest: str
+    config: PreparationConfig
+    geometry: Geometry
+
+    @classmethod
+    def open(cls, folder: Path) -> Preparation:
+        """Opens the preparation at ``folder``.
+
+        Raises:
+            PreparationError: there is none, or it was written by another version.
+        """
+        try:
+            about = json.loads((Path(folder) / "preparation.json").read_text(encoding="utf-8"))
+            if about["format"] != FORMAT:
+                raise PreparationError(f"The preparation at {folder} has format {about['format']}, not {FORMAT}.")
+            return cls(
+                folder=Path(folder),
+                digest=about["digest"],
+                model_digest=about["model"]["digest"],
+                config=PreparationConfig.model_validate(about["config"]),
+                geometry=Geometry.model_validate(about["geometry"]),
+            )
+        except (OSError, ValueError, KeyError, ValidationError) as error:
+            raise PreparationError(f"No readable preparation at {folder}: {error}") from error
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return SearchSpace(self.geometry, self.config.space)
+
+    @cached_property
+    def damage(self) -> np.ndarray:
+        """Predicted damage in nats per token (``num_sites x max_levels``); 0 at dense, growing with the level."""
+        return self._tensors("damage")["damage"].numpy()
+
+    @cached_property
+    def orders(self) -> dict[str, Tensor]:
+        """``attention.B`` and ``mlp.B`` for each block B: units, most important first."""
+        return self._tensors("order")
+
+    @cached_property
+    def factors(self) -> dict[str, Tensor]:
+        """``attention.B`` and ``mlp.B``: lower Cholesky factors, float32, memory-mapped; empty for ``depth``."""
+        return self._tensors("factors") if self.config.space.pruner == "width" else {}
+
+    @cached_property
+    def search_windows(self) -> Windows:
+        stored = self._tensors("windows")
+        names = tuple(domain.name for domain in self.config.calibration.domains)
+        return Windows(stored["search.tokens"].numpy(), stored["search.domain"].numpy(), names)
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        path = self.folder / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise PreparationError(f"The preparation at {self.folder} is broken: {path.name}: {error}") from error
+
+    def check_model(self, digest: str, spec: str) -> None:
+        """Refuses a base model with other content than the one prepared.
+
+        Raises:
+            PreparationError: naming both.
+        """
+        if digest != self.model_digest:
+            raise PreparationError(
+                f"The preparation {self.digest[:12]} belongs to another base model (content {self.model_digest[:12]}) "
+                f"than {spec} (content {digest[:12]})."
+            )
+
+
+def preparation_digest(model_digest: str, config: PreparationConfig, calibration: Windows, search: Windows) -> str:
+    """The name of a preparation: a hash over the content of everything it depends on."""
+    recipe = config.model_dump(mode="json", exclude={"calibration"})
+    return content_hash([FORMAT, model_digest, recipe, calibration.digest, search.digest])
+
+
+def prepare(
+    base: BaseModel,
+    tokenizer: Any,
+    config: PreparationConfig,
+    progress: Progress | None = None,
+    root: Path | None = None,
+) -> Preparation:
+    """Finds or builds the preparation of ``base`` under ``root`` (the cache by default).
+
+    Costs one forward over all calibration windows, one forward and backward over ``gradient_windows`` of them, and
+    per site an elimination of n³ multiply-adds (n: inputs of the output projection).
+
+    Raises:
+        CalibrationError: the text is missing or too short. DiskFullError: nothing was left behind.
+    """
+    from filelock import FileLock
+
+    report = progress or (lambda stage, done, total: None)
+    calibration = draw_windows(config.calibration, tokenizer, "calibration")
+    search = draw_windows(config.calibration, tokenizer, "search")
+    digest = preparation_digest(base.source.digest, config, calibration, search)
+    target = (root or cache_dir() / "preparations") / digest[:24]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(target) + ".lock"):
+        if not (target / "preparation.json").is_file():
+            with atomic_folder(target) as scratch:
+                _build(scratch, base, config, calibration, search, digest, report)
+    return Preparation.open(target)
+
+
+def _build(
+    scratch: Path,
+    base: BaseModel,
+    config: PreparationConfig,
+    calibration: Windows,
+    search: Windows,
+    digest: str,
+    report: Progress,
+) -> None:
+    statistics = collect_statistics(base.model, calibration, config.gradient_windows, report)
+    space = SearchSpace(base.geometry, config.space)
+    orders: dict[str, Tensor] = {}
+    factors: dict[str, Tensor] = {}
+    curves: dict[str, Tensor] = {}
+    blocks = find_blocks(base.model)
+    for b, (block, found) in enumerate(zip(blocks, statistics, strict=True)):
+        shape = base.geometry.blocks[b]
+        sublayers = (
+            ("attention", block.attention.o_proj.weight, shape.heads_per_group * shape.head_dim, 1),
+            ("mlp", block.mlp.down_proj.weight, 1, config.elimination_step),
+        )
+        for kind, weight, unit, step in sublayers:
+            order, factor, damage = _order_site(found, kind, weight, unit, step, config.ridge)
+            orders[f"{kind}.{b}"] = order
+            curves[f"{kind}.{b}"] = damage
+            if config.space.pruner == "width":
+                factors[f"{kind}.{b}"] = factor
+        report("ordering units", b + 1, len(blocks))
+    save_file(orders, scratch / "order.safetensors")
+    if factors:
+        save_file(factors, scratch / "factors.safetensors")
+    save_file({"damage": torch.from_numpy(_damage_table(space, curves))}, scratch / "damage.safetensors")
+    windows = {"calibration": calibration, "search": search}
+    save_file(
+        {
+            f"{role}.{part}": torch.from_numpy(np.ascontiguousarray(getattr(found, part)))
+            for role, found in windows.items()
+            for part in ("tokens", "domain")
+        },
+        scratch / "windows.safetensors",
+    )
+    about = {
+        "format": FORMAT,
+        "digest": digest,
+        "model": {"spec": base.source.spec, "digest": base.source.digest},
+        "config": config.model_dump(mode="json"),
+        "geometry": base.geometry.model_dump(mode="json"),
+        "windows": {role: found.digest for role, found in windows.items()},
+        "torch": torch.__version__,
+    }
+    write_json(scratch / "preparation.json", about)
+
+
+def _order_site(
+    found: BlockStatistics, kind: str, weight: Tensor, unit: int, step: int, strength: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Order (units), Cholesky factor (n x n float32) and damage of dropping from unit u on (units + 1, descending)."""
+    gram = ridge(found.grams[kind], strength)
+    metric = found.metrics[kind].double()
+    values, vectors = torch.linalg.eigh(metric)
+    root = (values.clamp_min(0).sqrt()[:, None] * vectors.T).to(gram.device)
+    weighted = root @ weight.double()
+    order = elimination_order(gram, weighted, unit, step)
+    columns = unit_columns(order, unit)
+    factor = torch.linalg.cholesky(gram[columns][:, columns])
+    per_unit = column_damage(factor, weighted[:, columns]).reshape(-1, unit).sum(1) / 2
+    damage = torch.cat([per_unit.flip(0).cumsum(0).flip(0), per_unit.new_zeros(1)])
+    return order.cpu(), factor.float().cpu().contiguous(), damage.cpu()
+
+
+def _damage_table(space: SearchSpace, curves: dict[str, Tensor]) -> np.ndarray:
+    table: np.ndarray = np.zeros(space.levels.shape)
+    for i, site in enumerate(space.sites):
+        for j in range(table.shape[1]):
+            level = site.levels[min(j, len(site.levels) - 1)]
+            if level.groups is not None:
+                table[i, j] += float(curves[f"attention.{site.block}"][level.groups])
+            if level.neurons is not None:
+                table[i, j] += float(curves[f"mlp.{site.block}"][level.neurons])
+    return table

@@ -1,0 +1,153 @@
+"""Where candidates come from: a first design without a surrogate, then pools that a surrogate scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unicuco.allocation import allocate
+from unicuco.baselines.uniform import LADDER, uniform
+from unicuco.objectives import Scale, greedy_hypervolume
+from unicuco.space import SearchSpace, budgets_of
+from unicuco.stratnet import StratNet, Teachers, balanced_preference
+from unicuco.surrogate import Surrogate
+
+Proposal = tuple[np.ndarray, str]
+"""Level indices (``num_sites``) and where they come from."""
+
+
+def first_design(
+    space: SearchSpace, damage: np.ndarray | None, count: int, kept_low: float, rng: np.random.Generator
+) -> list[Proposal]:
+    """Strategies to begin with: uniform ladders, then the preparation's allocation with disturbed weights.
+
+    Without a damage table (the paper's plain form): uniform ladders, then space-filling points.
+    """
+    proposals: list[Proposal] = [(uniform(space, k, True), "uniform") for k in LADDER if k >= kept_low]
+    proposals += [(uniform(space, k, False), "uniform") for k in LADDER[1::2] if k >= kept_low]
+    rest = max(count - len(proposals), 0)
+    # Sizes in van der Corput order: any prefix of the design covers the whole range.
+    sizes = kept_low + (0.97 - kept_low) * _van_der_corput(rest)
+    if damage is None:
+        sparsity = rng.random((rest, space.num_sites))
+        wish = sparsity * (1 - sizes)[:, None] / sparsity.mean(axis=1, keepdims=True)
+        levels = space.project(wish.clip(0, 1), {"params": budgets_of(space, sizes)})
+        proposals += [(row, "random") for row in levels]
+    elif rest:
+        # The first quarter as it is; then weights disturbed more and more, to learn how far each is off.
+        spread = np.where(np.arange(rest) < rest // 4, 0.0, rng.choice([0.4, 0.8], size=rest))
+        weights = np.exp(rng.standard_normal((rest, space.num_sites)) * spread[:, None])
+        levels = allocate(space, damage[None] * weights[:, :, None], budgets_of(space, sizes))
+        proposals += [(row, "prior") for row in levels]
+    return _distinct(proposals, set())[:count]
+
+
+def _van_der_corput(count: int) -> np.ndarray:
+    values = np.zeros(count)
+    for i in range(count):
+        n, denominator = i + 1, 1.0
+        while n:
+            denominator *= 2
+            values[i] += (n & 1) / denominator
+            n >>= 1
+    return values
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Scored proposals: ``levels`` (``n x num_sites``), who made each, and log KL's mean and deviation (``n``)."""
+
+    levels: np.ndarray
+    origins: list[str]
+    kept: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def make_pool(
+    space: SearchSpace,
+    surrogate: Surrogate,
+    net: StratNet,
+    kept_low: float,
+    taken: set[bytes],
+    generator: torch.Generator,
+    size: int = 48,
+) -> Pool:
+    """Distinct proposals not in ``taken``: StratNet's answers over the simplex, and allocations under drawn weights."""
+    share = torch.linspace(0.01, 0.99, size, dtype=torch.float64)
+    with torch.no_grad():
+        wishes = net(torch.stack([share, 1 - share], dim=-1)).numpy()
+    proposals: list[Proposal] = [(row, "stratnet") for row in space.snap(wishes)]
+    if surrogate.damage_model is not None:
+        sizes = kept_low + (0.97 - kept_low) * torch.rand(size, generator=generator, dtype=torch.float64).numpy()
+        tables = surrogate.sample_weights(size, generator).numpy()
+        proposals += [(row, "thompson") for row in allocate(space, tables, budgets_of(space, sizes))]
+        # StratNet's answers with one swap: what a smooth network cannot step over.
+        base = np.array([row for row, origin in proposals])
+        proposals += [(row, "swap") for row in _swapped(space, base, generator)]
+    proposals = _distinct(proposals, taken)
+    if not proposals:
+        return Pool(np.empty((0, space.num_sites), dtype=np.int64), [], *(np.empty(0) for _ in range(3)))
+    levels = np.array([row for row, _ in proposals])
+    with torch.no_grad():
+        mean, deviation = surrogate.predict(torch.as_tensor(space.sparsities(levels)))
+    origins = [origin for _, origin in proposals]
+    return Pool(levels, origins, space.kept(levels), mean.numpy(), deviation.numpy())
+
+
+def pick(pool: Pool, known: np.ndarray, scale: Scale, optimism: float, count: int) -> list[int]:
+    """Indices into ``pool`` by greedy hypervolume of (kept, μ − βσ).
+
+    Args:
+        known: ``m x 2`` (kept, log KL) of what was measured, and of pending points as predicted.
+    """
+
+    def clipped(points: np.ndarray) -> np.ndarray:
+        # Below the scale's low end, log KL runs to minus infinity as kept goes to 1 and would swallow the volume.
+        return np.column_stack([points[:, 0], np.maximum(points[:, 1], scale.log_kl_low)])
+
+    optimistic = np.column_stack([pool.kept, pool.mean - optimism * pool.deviation])
+    reference = (1.0, scale.log_kl_high)
+    return greedy_hypervolume(clipped(optimistic), clipped(known), reference, count)
+
+
+def make_teachers(space: SearchSpace, surrogate: Surrogate, scale: Scale, count: int = 96) -> Teachers | None:
+    """Allocations under the surrogate's weights for ``count`` sizes, each with the preference that it answers."""
+    shared = surrogate.damage_model
+    if shared is None:
+        return None
+    sizes = np.linspace(scale.kept_low, 0.99, count)
+    with torch.no_grad():
+        levels = allocate(space, shared.additive_table().numpy(), budgets_of(space, sizes))
+        strategy = torch.as_tensor(space.sparsities(levels))
+        mean, _ = surrogate.predict(strategy)
+        kept = torch.as_tensor(space.kept(levels))
+        return Teachers(balanced_preference(scale.size(kept), scale.quality(mean)), strategy)
+
+
+def _swapped(space: SearchSpace, levels: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """Each row with one site a level down and another as far up as that pays for (``n x num_sites``)."""
+    rows = np.arange(len(levels))
+    sites = torch.randint(space.num_sites, (2, len(levels)), generator=generator).numpy()
+    swapped = levels.copy()
+    swapped[rows, sites[0]] = np.minimum(swapped[rows, sites[0]] + 1, space.num_levels[sites[0]] - 1)
+    swapped[rows, sites[1]] = np.maximum(swapped[rows, sites[1]] - 1, 0)
+    return swapped
+
+
+def _distinct(proposals: list[Proposal], taken: set[bytes]) -> list[Proposal]:
+    seen = set(taken)
+    kept: list[Proposal] = []
+    for levels, origin in proposals:
+        key = strategy_key(levels)
+        if key not in seen:
+            seen.add(key)
+            kept.append((levels, origin))
+    return kept
+
+
+def strategy_key(levels: np.ndarray) -> bytes:
+    """A strategy as a set or dictionary key."""
+    return np.asarray(levels, dtype=np.int32).tobytes()

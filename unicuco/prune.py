@@ -1,0 +1,118 @@
+"""From a request to a checkpoint: answer, prune, measure on fresh text, write, reload and compare."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from unicuco.checkpoint import CheckpointCard, CheckpointReport, Layout, write_checkpoint
+from unicuco.errors import InfeasibleRequestError, PolicyError
+from unicuco.evaluator import Evaluator, EvaluatorConfig, Measurement
+from unicuco.heldout import WINDOWS, open_heldout
+from unicuco.models.load import load_base_model, load_tokenizer
+from unicuco.models.source import ModelSource, find_model
+from unicuco.policy import Policy
+from unicuco.preparation import Preparation, PreparationConfig, Progress, prepare
+from unicuco.request import Answer, Request
+from unicuco.storage import cache_dir
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A checkpoint with what was promised and what was measured (``None`` when it was not measured)."""
+
+    answer: Answer
+    checkpoint: CheckpointReport
+    measured: Measurement | None
+
+
+def prune(
+    policy_folder: Path,
+    request: Request,
+    target: Path,
+    layout: Layout = "hetero",
+    model: str | None = None,
+    config: EvaluatorConfig | None = None,
+    measure: bool = True,
+    replace: bool = False,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Answers ``request`` and writes the answer as a checkpoint at ``target``.
+
+    Args:
+        model: where the base model lies, when not where it was trained; its content must be the same.
+        config: dtype and device; the checkpoint is stored in this dtype.
+        measure: measure KL and perplexity on held-out windows, for the model card.
+
+    Raises:
+        InfeasibleRequestError: with what is feasible; nothing is written. Other ``UniCuCoError``: what is wrong.
+    """
+    config = config or EvaluatorConfig()
+    policy = Policy.load(policy_folder)
+    answer = policy.answer([request])[0]
+    if not answer.feasible:
+        raise InfeasibleRequestError(answer.note)
+    source = find_model(model or str(policy.parts.provenance.get("model", {}).get("spec", "")))
+    policy.check_model(source.digest, source.spec)
+    preparation = find_preparation(policy, source, config, progress)
+    evaluator = Evaluator(
+        source.spec, preparation.folder, config, base=load_base_model(source, config.dtype, config.device)
+    )
+    shape = evaluator.space.shape(np.array(answer.levels))
+    measured = open_heldout(evaluator, WINDOWS).measure(shape) if measure else None
+    calibration = preparation.config.calibration.model_dump(mode="json")
+    card = CheckpointCard(
+        request=request.model_dump(mode="json", exclude_none=True, exclude={"id"}),
+        strategy=tuple(answer.strategy),
+        measured={} if measured is None else _figures(measured),
+        predicted={"kl": answer.kl, "kl_low": answer.kl_low, "kl_high": answer.kl_high},
+        calibration={**calibration, "dtype": config.dtype, "heldout_windows_per_domain": WINDOWS},
+        preparation=preparation.digest,
+        command=command,
+    )
+    tokenizer = load_tokenizer(source)
+    checkpoint = write_checkpoint(
+        evaluator.base, tokenizer, evaluator.pruner, shape, Path(target), layout, card, replace=replace
+    )
+    return Pruned(answer, checkpoint, measured)
+
+
+def find_preparation(
+    policy: Policy, source: ModelSource, config: EvaluatorConfig, progress: Progress | None = None
+) -> Preparation:
+    """The preparation that ``policy`` was trained with; from the cache, or built again from its recipe.
+
+    Raises:
+        PolicyError: built again it came out differently, so the calibration text has changed.
+    """
+    recorded: dict[str, Any] = policy.parts.provenance.get("preparation", {})
+    digest = str(recorded.get("digest", ""))
+    for folder in (Path(str(recorded.get("folder", ""))), cache_dir() / "preparations" / digest[:24]):
+        if digest and (folder / "preparation.json").is_file():
+            found = Preparation.open(folder)
+            if found.digest == digest:
+                return found
+    try:
+        recipe = PreparationConfig.model_validate(recorded.get("config"))
+    except ValidationError as error:
+        raise PolicyError("The policy does not say how its preparation was made, and the cache has lost it.") from error
+    base = load_base_model(source, recipe.dtype, config.device)
+    rebuilt = prepare(base, load_tokenizer(source), recipe, progress)
+    if rebuilt.digest != digest:
+        raise PolicyError(
+            f"The policy was trained with preparation {digest[:12]}; built again it is {rebuilt.digest[:12]}: the "
+            "calibration text or a version has changed. Train a new policy."
+        )
+    return rebuilt
+
+
+def _figures(measured: Measurement) -> dict[str, Any]:
+    figures = asdict(measured)
+    figures.pop("window_kl")
+    figures.pop("seconds")
+    return {f"{name}_heldout": value for name, value in figures.items()}

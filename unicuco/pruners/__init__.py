@@ -1,0 +1,1 @@
+"""Pruners: each turns widths per block into the tensors that are left."""

@@ -1,0 +1,95 @@
+"""Width pruning: importance-ordered slices with least-squares compensated output projections."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from unicuco.models.geometry import BlockGeometry
+from unicuco.models.load import BaseModel
+from unicuco.models.sites import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, Block, find_blocks
+from unicuco.preparation import Preparation
+from unicuco.pruners.base import PrunedBlock
+from unicuco.pruners.slices import compensated, unit_columns
+
+CACHE_BYTES = 2 << 30
+
+
+class WidthPruner:
+    """Prefixes of permuted matrices, and one solved output projection per level, kept in a cache with a byte budget.
+
+    The permutation is applied to the base model's own weights on construction; it does not change its function.
+    """
+
+    name = "width"
+
+    def __init__(self, base: BaseModel, preparation: Preparation, cache_bytes: int = CACHE_BYTES) -> None:
+        self._geometry = base.geometry
+        self._factors = preparation.factors
+        self._blocks = find_blocks(base.model)
+        self._cache: OrderedDict[tuple[str, int, int], Tensor] = OrderedDict()
+        self._cache_bytes, self._cached = cache_bytes, 0
+        for b, block in enumerate(self._blocks):
+            _permute(
+                block, preparation.orders[f"attention.{b}"], preparation.orders[f"mlp.{b}"], self._geometry.blocks[b]
+            )
+        self._attention = [_tensors(block.attention) for block in self._blocks]
+        self._mlp = [_tensors(block.mlp) for block in self._blocks]
+
+    def pruned_block(self, block: int, groups: int, neurons: int) -> PrunedBlock:
+        """Views of the first ``groups`` KV groups and ``neurons`` neurons of ``block``, output projections solved."""
+        shape = self._geometry.blocks[block]
+        attention, mlp = {}, {}
+        if groups:
+            query, key = groups * shape.heads_per_group * shape.head_dim, groups * shape.head_dim
+            rows = {"q_proj": query, "k_proj": key, "v_proj": key}
+            attention = {name: _rows(name, tensor, rows) for name, tensor in self._attention[block].items()}
+            attention["o_proj.weight"] = self._solved("attention", block, query, attention["o_proj.weight"])
+        if neurons:
+            rows = {"gate_proj": neurons, "up_proj": neurons}
+            mlp = {name: _rows(name, tensor, rows) for name, tensor in self._mlp[block].items()}
+            mlp["down_proj.weight"] = self._solved("mlp", block, neurons, mlp["down_proj.weight"])
+        return PrunedBlock(groups, neurons, attention, mlp)
+
+    def _solved(self, kind: str, block: int, kept: int, weight: Tensor) -> Tensor:
+        if kept == weight.shape[1]:
+            return weight
+        key = (kind, block, kept)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        factor = self._factors[f"{kind}.{block}"].to(weight.device)
+        with torch.no_grad():
+            solved = compensated(factor, weight.float(), kept).to(weight.dtype).contiguous()
+        self._cache[key] = solved
+        self._cached += solved.numel() * solved.element_size()
+        while self._cached > self._cache_bytes and len(self._cache) > 1:
+            _, old = self._cache.popitem(last=False)
+            self._cached -= old.numel() * old.element_size()
+        return solved
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items()}
+
+
+def _rows(name: str, tensor: Tensor, rows: dict[str, int]) -> Tensor:
+    count = rows.get(name.split(".")[0])
+    return tensor if count is None else tensor[:count]
+
+
+def _permute(block: Block, groups: Tensor, neurons: Tensor, shape: BlockGeometry) -> None:
+    heads = unit_columns(groups, shape.heads_per_group * shape.head_dim)
+    keys = unit_columns(groups, shape.head_dim)
+    rows = dict(zip(ATTENTION_PROJECTIONS[:3], (heads, keys, keys), strict=True))
+    rows |= dict.fromkeys(MLP_PROJECTIONS[:2], neurons)
+    with torch.no_grad():
+        for module, output, columns in ((block.attention, "o_proj", heads), (block.mlp, "down_proj", neurons)):
+            for name, linear in module.named_children():
+                if name in rows:
+                    for parameter in linear.parameters():
+                        parameter.data = parameter.data[rows[name].to(parameter.device)].contiguous()
+            weight = getattr(module, output).weight
+            weight.data = weight.data[:, columns.to(weight.device)].contiguous()

@@ -1,0 +1,297 @@
+"""The search space: what a strategy may decide, the exact size of every decision, and projection onto a budget.
+
+A strategy is a vector of sparsities ``x`` in [0, 1]^d, one per site. Every site has a list of legal levels, ascending
+in sparsity; ``snap`` turns ``x`` into level indices, and everything exact (sizes, shapes) is a sum of table look-ups
+over those indices. Pure numpy: answering a request needs no model and no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from unicuco.errors import InfeasibleRequestError, StrategyError
+from unicuco.models.geometry import Geometry
+
+Measure = Literal["params", "macs", "kv"]
+MEASURES: tuple[Measure, ...] = ("params", "macs", "kv")
+
+
+class SpaceConfig(BaseModel):
+    """Which decisions a strategy makes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sites: Literal["sublayer", "block"] = "sublayer"
+    """``sublayer``: the attention and the MLP of each block. ``block``: one site per block (the paper)."""
+    pruner: Literal["width", "depth"] = "width"
+    """``depth`` allows only dense and dropped; ``width`` every level in between."""
+    neuron_multiple: int = Field(default=64, ge=1)
+    """MLP levels keep a multiple of this many neurons."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """What is left of a site's block at one level: KV groups and neurons (``None``: not this site's matter)."""
+
+    groups: int | None
+    neurons: int | None
+
+
+@dataclass(frozen=True)
+class Site:
+    name: str
+    block: int
+    kind: Literal["attention", "mlp", "block"]
+    levels: tuple[Level, ...]
+    sparsity: tuple[float, ...]
+    """Share of the site's dense parameters that each level removes: 0 first, 1 (dropped) last, ascending."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A strategy as the model sees it: KV groups and neurons left in each block (``num_blocks`` integers each)."""
+
+    groups: tuple[int, ...]
+    neurons: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Exact size of one strategy. ``kept`` and ``ratio`` as in docs/protocol: blocks only, and all parameters."""
+
+    params: int
+    bytes: int
+    kept: float
+    ratio: float
+    flops_per_token: int
+    """2 × multiply-adds of every weight matrix, head included, attention over the context left out."""
+    kv_bytes_per_token: int
+
+
+class SearchSpace:
+    """Sites, levels and sizes for one geometry.
+
+    Attributes:
+        sites: ``num_sites`` sites, in block order, attention before MLP.
+    """
+
+    def __init__(self, geometry: Geometry, config: SpaceConfig | None = None) -> None:
+        self.geometry = geometry
+        self.config = config or SpaceConfig()
+        self.sites = _build_sites(geometry, self.config)
+
+    @property
+    def num_sites(self) -> int:
+        return len(self.sites)
+
+    @cached_property
+    def num_levels(self) -> np.ndarray:
+        """Levels per site (``num_sites``)."""
+        return np.array([len(site.levels) for site in self.sites])
+
+    @cached_property
+    def levels(self) -> np.ndarray:
+        """Sparsity of each level (``num_sites x max_levels``), padded on the right with +inf."""
+        table = np.full((self.num_sites, int(self.num_levels.max())), np.inf)
+        for i, site in enumerate(self.sites):
+            table[i, : len(site.sparsity)] = site.sparsity
+        return table
+
+    @cached_property
+    def tables(self) -> dict[Measure, np.ndarray]:
+        """For each measure, what a site costs at each level (``num_sites x max_levels``, the last one repeated)."""
+        tables = {m: np.zeros(self.levels.shape, dtype=np.int64) for m in MEASURES}
+        for i, site in enumerate(self.sites):
+            for j in range(self.levels.shape[1]):
+                level = site.levels[min(j, len(site.levels) - 1)]
+                for measure, value in self._level_cost(site, level).items():
+                    tables[measure][i, j] = value
+        return tables
+
+    @cached_property
+    def fixed(self) -> dict[Measure, int]:
+        """What no strategy can remove, per measure."""
+        return {"params": self.geometry.fixed_params, "macs": self.geometry.fixed_macs, "kv": 0}
+
+    def _level_cost(self, site: Site, level: Level) -> dict[Measure, int]:
+        block = self.geometry.blocks[site.block]
+        groups, neurons = level.groups or 0, level.neurons or 0
+        return {
+            "params": block.attention_params(groups) + block.mlp_params(neurons),
+            "macs": groups * block.macs_per_group + neurons * block.macs_per_neuron,
+            "kv": 2 * groups * block.head_dim,  # numbers cached per token: one key and one value per KV head
+        }
+
+    def check(self, x: np.ndarray) -> np.ndarray:
+        """``x`` as a float64 array ``n x num_sites``.
+
+        Raises:
+            StrategyError: wrong length, not finite, or outside [0, 1].
+        """
+        x = np.atleast_2d(np.asarray(x, dtype=np.float64))
+        if x.ndim != 2 or x.shape[1] != self.num_sites:
+            raise StrategyError(f"A strategy here has {self.num_sites} sparsities, one per site; got {x.shape[-1]}.")
+        if not np.isfinite(x).all() or (x < -1e-9).any() or (x > 1 + 1e-9).any():
+            raise StrategyError("Every sparsity of a strategy lies between 0 (keep all) and 1 (drop the site).")
+        return x.clip(0.0, 1.0)
+
+    def check_levels(self, index: np.ndarray) -> np.ndarray:
+        """``index`` as integers ``num_sites`` or ``n x num_sites``.
+
+        Raises:
+            StrategyError: wrong length, or a level that a site does not have.
+        """
+        index = np.asarray(index)
+        if index.shape[-1:] != (self.num_sites,) or not np.issubdtype(index.dtype, np.integer):
+            raise StrategyError(f"A strategy here has {self.num_sites} level indices, one per site.")
+        if (index < 0).any() or (index >= self.num_levels).any():
+            raise StrategyError("A strategy names a level that its site does not have.")
+        return index.astype(np.int64)
+
+    def snap(self, x: np.ndarray) -> np.ndarray:
+        """Nearest legal level of every site (``n x num_sites`` integers); a tie keeps more."""
+        x = self.check(x)
+        return np.abs(self.levels[None] - x[:, :, None]).argmin(axis=2)
+
+    def sparsities(self, index: np.ndarray) -> np.ndarray:
+        """Sparsities of level indices (``n x num_sites``): the strategy exactly as it will be applied."""
+        return self.levels[np.arange(self.num_sites), index]
+
+    def total(self, index: np.ndarray, measure: Measure = "params") -> np.ndarray:
+        """Exact total of ``measure`` for level indices ``n x num_sites`` (``n`` integers), fixed part included."""
+        return self.tables[measure][np.arange(self.num_sites), index].sum(axis=-1) + self.fixed[measure]
+
+    def kept(self, index: np.ndarray) -> np.ndarray:
+        """Share of the blocks' parameters that is left (``n``)."""
+        return (self.total(index) - self.fixed["params"]) / self.geometry.block_params
+
+    def size(self, index: np.ndarray, bytes_per_param: int = 2) -> Size:
+        """Exact size of one strategy (``num_sites`` level indices), stored and cached at ``bytes_per_param``."""
+        params = int(self.total(index))
+        return Size(
+            params=params,
+            bytes=params * bytes_per_param,
+            kept=float(self.kept(index)),
+            ratio=params / self.geometry.params,
+            flops_per_token=2 * int(self.total(index, "macs")),
+            kv_bytes_per_token=int(self.total(index, "kv")) * bytes_per_param,
+        )
+
+    def shape(self, index: np.ndarray) -> Shape:
+        """The widths that one strategy (``num_sites`` level indices) leaves in each block."""
+        groups = [block.groups for block in self.geometry.blocks]
+        neurons = [block.neurons for block in self.geometry.blocks]
+        for site, level_index in zip(self.sites, np.asarray(index), strict=True):
+            level = site.levels[int(level_index)]
+            if level.groups is not None:
+                groups[site.block] = level.groups
+            if level.neurons is not None:
+                neurons[site.block] = level.neurons
+        return Shape(tuple(groups), tuple(neurons))
+
+    def project(self, x: np.ndarray, budgets: dict[Measure, np.ndarray]) -> np.ndarray:
+        """The legal strategies nearest to ``x`` that fit every budget.
+
+        All sparsities of a row are shifted together until the snapped strategy fits, then levels are given back one by
+        one, to the site most over-pruned for its wish, until no single level fits any more.
+
+        Args:
+            x: ``n x num_sites`` sparsities.
+            budgets: per measure, the largest allowed total (``n``, fixed part included).
+
+        Returns:
+            ``n x num_sites`` level indices, never over any budget, within one level of it.
+
+        Raises:
+            InfeasibleRequestError: even dropping everything exceeds a budget.
+        """
+        x = self.check(x)
+        limits = {m: np.broadcast_to(np.asarray(b, dtype=np.float64), x.shape[:1]) for m, b in budgets.items()}
+        smallest = self.num_levels - 1
+        for measure, limit in limits.items():
+            floor = int(self.total(smallest, measure))
+            if (limit < floor).any():
+                raise InfeasibleRequestError(
+                    f"No strategy has a {measure} total of {int(limit.min()):,}: with every site dropped "
+                    f"{floor:,} are left."
+                )
+        low, high = np.full(len(x), -1.0), np.ones(len(x))  # shift -1: all dense; +1: all dropped
+        for _ in range(30):
+            middle = (low + high) / 2
+            fits = self._fits(self._snap_raw(x + middle[:, None]), limits)
+            low, high = np.where(fits, low, middle), np.where(fits, middle, high)
+        return self._fill(self._snap_raw(x + high[:, None]), x, limits)
+
+    def _snap_raw(self, x: np.ndarray) -> np.ndarray:
+        return np.abs(self.levels[None] - x.clip(0.0, 1.0)[:, :, None]).argmin(axis=2)
+
+    def _fits(self, index: np.ndarray, limits: dict[Measure, np.ndarray]) -> np.ndarray:
+        fits = np.ones(len(index), dtype=bool)
+        for measure, limit in limits.items():
+            fits &= self.total(index, measure) <= limit
+        return fits
+
+    def _fill(self, index: np.ndarray, wish: np.ndarray, limits: dict[Measure, np.ndarray]) -> np.ndarray:
+        sites = np.arange(self.num_sites)
+        index = index.copy()
+        active = np.ones(len(index), dtype=bool)
+        while active.any():
+            rows = np.flatnonzero(active)
+            current = index[rows]
+            up = np.maximum(current - 1, 0)
+            possible = current > 0
+            for measure, limit in limits.items():
+                table = self.tables[measure]
+                extra = table[sites, up] - table[sites, current]
+                possible &= extra <= (limit[rows] - self.total(current, measure))[:, None]
+            gap = np.where(possible, self.levels[sites, current] - wish[rows], -np.inf)
+            best = gap.argmax(axis=1)
+            movable = possible.any(axis=1)
+            index[rows[movable], best[movable]] -= 1
+            active[rows[~movable]] = False
+        return index
+
+
+def budgets_of(space: SearchSpace, kept: np.ndarray) -> np.ndarray:
+    """Parameter budgets (``n``) for shares of the blocks' parameters, fixed parameters included."""
+    return np.asarray(kept) * space.geometry.block_params + space.fixed["params"]
+
+
+def _build_sites(geometry: Geometry, config: SpaceConfig) -> tuple[Site, ...]:
+    sites: list[Site] = []
+    for b, block in enumerate(geometry.blocks):
+        depth = config.pruner == "depth"
+        groups = [block.groups, 0] if depth else list(range(block.groups, -1, -1))
+        neurons = [block.neurons, 0] if depth else _neuron_levels(block.neurons, config.neuron_multiple)
+        if config.sites == "sublayer":
+            sites.append(_site(geometry, b, "attention", [Level(g, None) for g in groups]))
+            sites.append(_site(geometry, b, "mlp", [Level(None, n) for n in neurons]))
+        elif depth:
+            sites.append(_site(geometry, b, "block", [Level(block.groups, block.neurons), Level(0, 0)]))
+        else:
+            shares = [n / block.neurons for n in neurons]
+            nearest = [Level(_nearest_groups(block.groups, s), n) for s, n in zip(shares, neurons, strict=True)]
+            sites.append(_site(geometry, b, "block", nearest))
+    return tuple(sites)
+
+
+def _neuron_levels(neurons: int, multiple: int) -> list[int]:
+    widths = set(range(0, neurons + 1, multiple)) | {neurons}
+    return sorted(widths, reverse=True)
+
+
+def _nearest_groups(groups: int, share: float) -> int:
+    return max(1, round(groups * share)) if share > 0 else 0
+
+
+def _site(geometry: Geometry, block: int, kind: Literal["attention", "mlp", "block"], levels: list[Level]) -> Site:
+    shape = geometry.blocks[block]
+    params = [shape.attention_params(v.groups or 0) + shape.mlp_params(v.neurons or 0) for v in levels]
+    sparsity = [1.0 - p / params[0] for p in params]
+    name = f"blocks.{block}" if kind == "block" else f"blocks.{block}.{kind}"
+    return Site(name, block, kind, tuple(levels), tuple(sparsity))

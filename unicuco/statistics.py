@@ -1,0 +1,115 @@
+"""What a base model's sublayers see and how much their outputs matter, gathered through its own forward.
+
+- Gram matrix of the inputs of each output projection (``o_proj``, ``down_proj``): mean of x xᵀ over tokens.
+- Output metric of each sublayer: mean of g gᵀ over tokens, g the gradient of −log p(y) at the projection's output, y
+  sampled from the dense model. Their pairing is the Kronecker-factored Fisher (K-FAC, Martens & Grosse 2015): for a
+  small error E of an output projection, KL(dense || changed) ≈ ½ tr(G E H Eᵀ), which is how a preparation predicts
+  damage before anything is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unicuco.calibration import Windows
+from unicuco.models.sites import Block, find_blocks
+
+
+@dataclass
+class BlockStatistics:
+    """Per block: ``grams`` (n x n) and ``metrics`` (d x d) under ``attention`` and ``mlp``, float32, token means."""
+
+    grams: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+
+
+def collect_statistics(
+    model: Any, windows: Windows, gradient_windows: int, report: Callable[[str, int, int], None]
+) -> list[BlockStatistics]:
+    """One forward over ``windows`` and one forward and backward over the first ``gradient_windows`` of each domain."""
+    blocks = find_blocks(model)
+    statistics = [BlockStatistics({}, {}) for _ in blocks]
+    device = next(model.parameters()).device
+    tokens = torch.from_numpy(windows.tokens).long().to(device)
+    with _watching_inputs(blocks, statistics), torch.no_grad():
+        for i, window in enumerate(tokens):
+            model.get_decoder()(input_ids=window[None], use_cache=False)
+            report("reading activations", i + 1, len(tokens))
+    chosen = [i for d in range(len(windows.domains)) for i in _rows_of(windows, d)[:gradient_windows]]
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    with _watching_outputs(blocks, statistics):
+        for n, i in enumerate(chosen):
+            _backward(model, tokens[i][None], generator)
+            report("reading gradients", n + 1, len(chosen))
+    for found in statistics:
+        for kind in ("attention", "mlp"):
+            found.grams[kind] /= tokens.numel()
+            found.metrics[kind] /= len(chosen) * tokens.shape[1]
+    return statistics
+
+
+def _rows_of(windows: Windows, domain: int) -> list[int]:
+    return [i for i, d in enumerate(windows.domain) if d == domain]
+
+
+def _projections(blocks: list[Block]) -> Iterator[tuple[int, str, nn.Linear]]:
+    for b, block in enumerate(blocks):
+        yield b, "attention", block.attention.o_proj
+        yield b, "mlp", block.mlp.down_proj
+
+
+def _accumulate(store: dict[str, Tensor], kind: str, rows: Tensor) -> None:
+    rows = rows.flatten(0, -2).float()
+    if kind in store:
+        store[kind].addmm_(rows.T, rows)
+    else:
+        store[kind] = rows.T @ rows
+
+
+@contextmanager
+def _watching_inputs(blocks: list[Block], statistics: list[BlockStatistics]) -> Iterator[None]:
+    def hook(store: dict[str, Tensor], kind: str) -> Callable[..., None]:
+        return lambda module, inputs: _accumulate(store, kind, inputs[0].detach())
+
+    handles = [p.register_forward_pre_hook(hook(statistics[b].grams, k)) for b, k, p in _projections(blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _watching_outputs(blocks: list[Block], statistics: list[BlockStatistics]) -> Iterator[None]:
+    def hook(store: dict[str, Tensor], kind: str) -> Callable[..., None]:
+        def forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            output.register_hook(lambda gradient: _accumulate(store, kind, gradient))
+
+        return forward
+
+    handles = [p.register_forward_hook(hook(statistics[b].metrics, k)) for b, k, p in _projections(blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _backward(model: Any, ids: Tensor, generator: torch.Generator) -> None:
+    """Gradients of Σ −log p(y), y ~ p, down to the first block; no gradient for any weight."""
+    with torch.enable_grad():
+        embeddings = model.get_input_embeddings()(ids).detach().requires_grad_(True)
+        logits = model(inputs_embeds=embeddings, use_cache=False).logits[0].float()
+        log_probs = logits.log_softmax(-1)
+        with torch.no_grad():
+            # Inverse transform with a CPU generator: the same draws on every device.
+            uniform = torch.rand(len(log_probs), 1, generator=generator).to(log_probs.device)
+            sampled = torch.searchsorted(log_probs.exp().cumsum(-1), uniform).clamp_max(log_probs.shape[-1] - 1)
+        loss = -log_probs.gather(-1, sampled).sum()
+        torch.autograd.grad(loss, embeddings)
