@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from unicuco.storage import cache_dir
 
 NAMESPACE = "unicuco"
 MIB = 1 << 20
+CONNECT_SECONDS = 5.0
 
 
 class RayStartError(UniCuCoError):
@@ -67,10 +69,10 @@ def start_or_attach(config: RayConfig | None = None) -> Iterator[Runtime]:
     """
     config = config or RayConfig()
     address = config.address or os.environ.get("RAY_ADDRESS") or None
-    if address and address.startswith("ray://"):
+    if address and "://" in address:
         raise RayStartError(
-            f"{address} is a Ray Client address; a training run lives inside the cluster: submit it with "
-            "'ray job submit -- python -m cluster.train ...', or give host:port of the cluster's head."
+            f"{address} is the address of a Ray client or of the Jobs API; a run lives inside the cluster: submit it by "
+            "'ray job submit -- python -m cluster.train ...', or give HOST:PORT of the cluster's head."
         )
     with _environment(quiet_settings()):
         import ray
@@ -140,18 +142,34 @@ def original_error(error: BaseException) -> BaseException:
 def _attached(address: str) -> Iterator[Runtime]:
     import ray
 
+    _knock(address)
     try:
         ray.init(address=address, namespace=NAMESPACE, **_quiet_driver())
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise RayStartError(
-            f"No Ray cluster answers at {address}: {first_line} Start one (ray up, ray start), correct the address, or "
-            "leave it out to run on this machine."
+            f"The Ray cluster at '{address}' does not take us in: {lines[0].rstrip('.')}. Check that it runs, and that "
+            "RAY_AUTH_MODE and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) are the cluster's; without an address the run "
+            "starts a Ray of its own."
         ) from error
     try:
         yield Runtime(address, started_here=False)
     finally:
         ray.shutdown()  # a driver that attached only disconnects
+
+
+def _knock(address: str) -> None:
+    """Finds out in seconds that nobody is there; Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise RayStartError(
+            f"Nobody answers at {address} ({error}): start the cluster (ray up, ray start --head), correct the address, "
+            "or leave it out to run on this machine."
+        ) from error
 
 
 @contextmanager

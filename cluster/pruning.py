@@ -56,7 +56,8 @@ def run_prune(
     answer, size = done.answer, done.checkpoint.size
     lines = [
         f"request     {describe(request)}",
-        f"size        {size.params:,} parameters, {size.bytes / 1e6:.0f} MB; kept {size.kept:.3f}, ratio {size.ratio:.3f}",
+        f"size        {size.params:,} parameters, {size.bytes / 1e6:.0f} MB; "
+        f"kept {size.kept:.3f}, ratio {size.ratio:.3f}",
         f"predicted   KL {answer.kl:.3f} ({answer.kl_low:.3f}-{answer.kl_high:.3f})",
     ]
     if done.measured:

@@ -109,17 +109,19 @@ def draw_windows(config: CalibrationConfig, tokenizer: Any, role: Role, count: i
         spans = _spans(read_text(domain), config.window_length)
         order = np.random.default_rng([config.seed, d]).permutation(len(spans))
         front = config.calibration_windows + config.search_windows
+        reserved, needed, skip = 0, wanted, 0
         if role == "heldout":
-            order, skip = order[::-1], 0
-        else:
-            skip = 0 if role == "calibration" else config.calibration_windows
+            # Exactly the spans that the other roles take: the two ends of the shuffle must not meet.
+            _, reserved = _first_long_enough(spans, order, tokenizer, config.window_length, front)
+            order, needed = order[::-1], front + wanted
+        elif role == "search":
+            skip = config.calibration_windows
+            needed += skip
         found, used = _first_long_enough(spans, order, tokenizer, config.window_length, skip + wanted)
-        # Roughly the spans that the other roles take: the two ends of the shuffle must not meet.
-        reserved = front if role == "heldout" else 0
         if len(found) < skip + wanted or used + reserved > len(spans):
             raise CalibrationError(
-                f"Calibration text '{domain.name}' is too short: {skip + wanted + reserved} windows of "
-                f"{config.window_length} tokens are needed, it holds about {len(spans)}. Ask for fewer or shorter ones."
+                f"Calibration text '{domain.name}' is too short: {needed} windows of {config.window_length} tokens are "
+                f"needed, it holds about {len(spans)}. Ask for fewer or shorter ones."
             )
         rows += found[skip:]
         owner += [d] * wanted
@@ -180,7 +182,7 @@ def _read_jsonl(path: Path, column: str) -> str:
     import json
 
     texts = []
-    for number, line in enumerate(_read_txt(path, column).splitlines(), 1):
+    for number, line in enumerate(_read_txt(path, column).split("\n"), 1):  # JSON strings may hold other separators
         if not line.strip():
             continue
         try:

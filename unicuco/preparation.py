@@ -87,7 +87,7 @@ class Preparation:
                 config=PreparationConfig.model_validate(about["config"]),
                 geometry=Geometry.model_validate(about["geometry"]),
             )
-        except (OSError, ValueError, KeyError, ValidationError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise PreparationError(f"No readable preparation at {folder}: {error}") from error
 
     @cached_property
@@ -166,7 +166,7 @@ def prepare(
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(target) + ".lock"):
         if not (target / "preparation.json").is_file():
-            with atomic_folder(target) as scratch:
+            with atomic_folder(target, replace=True) as scratch:  # what lies there lacks its description
                 _build(scratch, base, config, calibration, search, digest, report)
     return Preparation.open(target)
 

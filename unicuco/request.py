@@ -87,7 +87,7 @@ def read_requests(path: Path) -> list[Request]:
         RequestError: names the file, the line and what is wrong with it.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # JSON strings may hold other separators
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"Requests cannot be read from {path}: {error}.") from error
     requests = [parse_request(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]

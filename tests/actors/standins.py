@@ -104,9 +104,9 @@ class CountingLearner:
         return self.done + len(self.failed) == self.budget
 
     def train(self) -> None:
+        self.trained_at = self.done
         import torch
 
-        self.trained_at = self.done
         end = time.perf_counter() + self.train_seconds
         weights = torch.rand(400, 400, dtype=torch.float64)
         while time.perf_counter() < end:

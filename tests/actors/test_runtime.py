@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,7 +68,19 @@ def test_what_the_user_set_stays(ray_session: None, monkeypatch: pytest.MonkeyPa
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
-def test_ray_client_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_addresses_of_another_kind_are_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(RayStartError, match="ray job submit"), start_or_attach():
         pass
+
+
+def test_an_address_where_nobody_answers_fails_at_once(cache: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code = f"from actors.runtime import *\nwith start_or_attach(RayConfig(address={address!r})): pass"
+        began = time.monotonic()
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert f"RayStartError: Nobody answers at {address}" in run.stderr
+    assert time.monotonic() - began < 30

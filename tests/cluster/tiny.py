@@ -34,7 +34,11 @@ def make_text(path: Path) -> Path:
 
 
 def options(model: Path, text: Path, run: Path, evaluations: int) -> list[str]:
+    """The command line; a short training of StratNet comes in a file beside the text."""
+    brief = text.with_name("brief.json")
+    brief.write_text('{"learner": {"stratnet": {"steps": 20}}}')
     return [
         str(model), "--run", str(run), "--evaluations", str(evaluations), "--calibration", f"words={text}",
         "--window-length", "32", "--calibration-windows", "8", "--search-windows", "64", "--dtype", "float32",
+        "--config", str(brief),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.unicuco import tiny
 from unicuco.models.load import BaseModel, load_base_model
@@ -15,6 +16,9 @@ from unicuco.preparation import Preparation, prepare
 from unicuco.space import SpaceConfig
 
 USERS_CACHE = os.environ.get("UNICUCO_CACHE")
+# The same examples on every run and no deadline: a busy machine is no failure.
+settings.register_profile("unicuco", deadline=None, derandomize=True, max_examples=40, database=None)
+settings.load_profile("unicuco")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,6 +26,7 @@ def scratch_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nothing that a test converts or prepares lands in the user's own cache."""
     folder = tmp_path_factory.mktemp("cache")
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # at these sizes more only wait for each other
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNICUCO_CACHE", str(folder))
         patch.setenv("HF_HUB_OFFLINE", "1")

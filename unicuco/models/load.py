@@ -41,6 +41,7 @@ def load_base_model(
     Raises:
         ModelError: not found, not a causal language model, or a shape that cannot be pruned.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     source = find_model(spec) if isinstance(spec, str) else spec
@@ -48,7 +49,7 @@ def load_base_model(
         model = AutoModelForCausalLM.from_pretrained(
             source.folder, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True
         )
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{source.spec} does not load as a causal language model: {error}") from error
     place = check_device(device)
     torch.nn.Module.to(model, place)
