@@ -9,7 +9,7 @@ PYTEST ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BENCHMARKS := evaluator answers front checkpoints
+BENCHMARKS := evaluator answers surrogate checkpoints front
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench clean

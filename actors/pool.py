@@ -62,8 +62,6 @@ class _Flight:
     candidate: Candidate
     life: int
     """Which life of the evaluator it was given to; a restart begins the next."""
-    to_blame: bool = False
-    """It was the one running when the evaluator died; those queued behind it are innocent."""
 
 
 @dataclass(eq=False)
@@ -95,6 +93,7 @@ class EvaluatorPool:
         self._outcomes: asyncio.Queue[Outcome | BaseException] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._blame: Counter[str] = Counter()
+        self._suspects: set[str] = set()  # were at an evaluator when it died, and are not settled yet
         self._lost_in_a_row = 0  # candidates given up since the last one measured
         self._dead_while_loading = 0  # since an evaluator last became ready
         self.submitted = self.done = self.failed = self.returned = 0
@@ -112,7 +111,12 @@ class EvaluatorPool:
     @property
     def free(self) -> int:
         """How many more candidates can be submitted now."""
-        return sum(self._in_flight - len(worker.flights) for worker in self._workers if worker.ready)
+        return sum(max(0, self._cap - len(worker.flights)) for worker in self._workers if worker.ready)
+
+    @property
+    def _cap(self) -> int:
+        """Candidates per evaluator. After a death nobody can tell which of two was to blame: then one at a time."""
+        return 1 if self._suspects else self._in_flight
 
     def start(self) -> None:
         """Creates the evaluators; each joins when it has loaded its model."""
@@ -123,7 +127,7 @@ class EvaluatorPool:
 
     def submit(self, candidate: Candidate) -> None:
         """Hands ``candidate`` to the least loaded evaluator; there must be room (``free``)."""
-        open_workers = [w for w in self._workers if w.ready and len(w.flights) < self._in_flight]
+        open_workers = [w for w in self._workers if w.ready and len(w.flights) < self._cap]
         if not open_workers:
             raise RuntimeError("submit() without room in the pool")
         worker = min(open_workers, key=lambda w: len(w.flights))
@@ -184,39 +188,40 @@ class EvaluatorPool:
         except RayActorError as error:
             self._note_death(worker, flight, error)
             worker.flights.remove(flight)
-            reason = f"its evaluator died ({_first_line(error)})"
-            self._settle(flight.candidate, reason, blamed=flight.to_blame)
+            self._suspects.add(flight.candidate.eval_id)
+            self._settle(flight.candidate, f"its evaluator died ({_first_line(error)})")
         except Exception as error:
             cause = original_error(error)
             worker.flights.remove(flight)
             if isinstance(cause, UniCuCoError):
                 raise cause from None
-            self._settle(flight.candidate, f"{type(cause).__name__}: {_first_line(cause)}", blamed=True)
+            self._settle(flight.candidate, f"{type(cause).__name__}: {_first_line(cause)}")
         else:
             worker.flights.remove(flight)
             self.done += 1
+            self._suspects.discard(flight.candidate.eval_id)
             self._lost_in_a_row = 0
             self._outcomes.put_nowait(Measured(flight.candidate, evaluation))
 
     def _note_death(self, worker: _Worker, flight: _Flight, error: RayActorError) -> None:
-        """The first call to fail in a life of the evaluator ends that life; the oldest call running then is blamed."""
+        """The first call to fail in a life of the evaluator ends that life."""
         if flight.life != worker.life:
             return
-        worker.flights[0].to_blame = True
         worker.life += 1
         worker.ready = False
         if isinstance(error, ActorDiedError):
             worker.handle = self._create()
         self._spawn(self._bring_up(worker))
 
-    def _settle(self, candidate: Candidate, reason: str, blamed: bool) -> None:
-        if blamed:
-            self._blame[candidate.eval_id] += 1
+    def _settle(self, candidate: Candidate, reason: str) -> None:
+        """Sends a candidate back to the queue, or gives it up when it failed too often."""
+        self._blame[candidate.eval_id] += 1
         if self._blame[candidate.eval_id] < self._attempts:
             self.returned += 1
             self._outcomes.put_nowait(Returned(candidate, reason))
             return
         self.failed += 1
+        self._suspects.discard(candidate.eval_id)
         self._lost_in_a_row += 1
         self._outcomes.put_nowait(GivenUp(candidate, f"{reason}, {self._attempts} times"))
         if self._lost_in_a_row >= self._attempts:

@@ -71,8 +71,8 @@ def start_or_attach(config: RayConfig | None = None) -> Iterator[Runtime]:
     address = config.address or os.environ.get("RAY_ADDRESS") or None
     if address and "://" in address:
         raise RayStartError(
-            f"{address} is the address of a Ray client or of the Jobs API; a run lives inside the cluster: submit it by "
-            "'ray job submit -- python -m cluster.train ...', or give HOST:PORT of the cluster's head."
+            f"{address} is the address of a Ray client or of the Jobs API; a run lives inside the cluster: submit it "
+            "by 'ray job submit -- python -m cluster.train ...', or give HOST:PORT of the cluster's head."
         )
     with _environment(quiet_settings()):
         import ray
@@ -167,8 +167,8 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise RayStartError(
-            f"Nobody answers at {address} ({error}): start the cluster (ray up, ray start --head), correct the address, "
-            "or leave it out to run on this machine."
+            f"Nobody answers at {address} ({error}): start the cluster (ray up, ray start --head), correct the "
+            "address, or leave it out to run on this machine."
         ) from error
 
 

@@ -32,6 +32,9 @@ def run_answer(policy_folder: Path, asked: dict[str, object], requests_file: Pat
             scratch.write_text("".join(answer.model_dump_json() + "\n" for answer in answers), encoding="utf-8")
     console = Console()
     console.print(_table(answers))
+    for answer in answers:
+        if answer.note:
+            console.print(f"{describe(answer.request)}: {answer.note}", highlight=False, soft_wrap=True)
     provenance = policy.parts.provenance
     tried = sum(1 for answer in answers if not answer.feasible)
     console.print(
@@ -48,22 +51,19 @@ def run_answer(policy_folder: Path, asked: dict[str, object], requests_file: Pat
 
 def _table(answers: list[Answer]) -> Table:
     table = Table(box=None, header_style="bold")
-    table.add_column("request", overflow="fold")
-    for name in ("kept", "ratio", "parameters", "MB", "KL", "90 %"):
-        table.add_column(name, justify="right")
+    table.add_column("request")
+    for name in ("kept", "ratio", "MB", "KL", "90 %"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("from")
-    table.add_column("note", overflow="fold")
     for answer in answers:
         table.add_row(
             describe(answer.request),
             f"{answer.kept:.3f}",
             f"{answer.ratio:.3f}",
-            f"{answer.params:,}",
             f"{answer.bytes / 1e6:.0f}",
             f"{answer.kl:.3f}",
             f"{answer.kl_low:.3f}-{answer.kl_high:.3f}",
-            answer.origin,
-            answer.note,
+            answer.origin if answer.feasible else "nearest",
         )
     return table
 

@@ -130,6 +130,8 @@ def config_values(given: dict[str, Any]) -> dict[str, Any]:
         inner = values
         for key in path[:-1]:
             inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise OptionError(f"{given['config']}: '{key}' must be a JSON object.")
         inner[path[-1]] = given[name]
     return values
 

@@ -112,7 +112,7 @@ def read_evaluations(path: Path) -> list[Evaluation]:
         EvaluationLogError: not a Parquet file of evaluations.
     """
     try:
-        rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+        rows = pq.read_table(path).select(SCHEMA.names).cast(SCHEMA).to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise EvaluationLogError(f"{path} is not a file of evaluations: {error}") from error
     for row in rows:

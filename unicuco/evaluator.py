@@ -18,6 +18,7 @@ from torch import Tensor
 from unicuco.calibration import Windows
 from unicuco.errors import ModelError
 from unicuco.evaluations import Candidate, Evaluation
+from unicuco.models.attention import use_fast_attention
 from unicuco.models.load import BaseModel, load_base_model
 from unicuco.models.swap import SwitchableModel
 from unicuco.preparation import Preparation
@@ -101,6 +102,7 @@ class Evaluator:
             c = self.config
             base = load_base_model(model_spec, c.dtype, c.device, c.trust_remote_code)
         self.base = base
+        use_fast_attention(base.model)
         self.pruner = build_pruner(base, self.preparation)
         self.space = self.preparation.space
         self._switch = SwitchableModel(base.model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ class Learner:
         if plain and config.stratnet.teaching:
             config = config.model_copy(update={"stratnet": config.stratnet.model_copy(update={"teaching": 0.0})})
         self.space, self.config, self.log = space, config, log
+        # A small space may hold fewer strategies than the budget; none is proposed twice.
+        self._budget = min(config.evaluations, math.prod(int(n) for n in space.num_levels))
         self.provenance = provenance or {}
         self._damage = None if plain else damage
         self._lock = threading.RLock()
@@ -159,7 +162,7 @@ class Learner:
             self._taken.add(strategy_key(evaluation.levels_array()))
             self._running.pop(evaluation.eval_id, None)
             self._failed.pop(evaluation.eval_id, None)
-            self._again = deque(c for c in self._again if c.eval_id != evaluation.eval_id)
+            self._drop_waiting(evaluation.eval_id)
             return True
 
     def requeue(self, candidate: Candidate) -> None:
@@ -173,6 +176,7 @@ class Learner:
         with self._lock:
             if candidate.eval_id not in self._done:
                 self._running.pop(candidate.eval_id, None)
+                self._drop_waiting(candidate.eval_id)
                 self._failed[candidate.eval_id] = reason
 
     def needs_training(self) -> bool:
@@ -203,13 +207,16 @@ class Learner:
         with self._lock:
             return list(self._done.values())
 
+    def _drop_waiting(self, eval_id: str) -> None:
+        self._again = deque(c for c in self._again if c.eval_id != eval_id)
+
     def _exhausted(self) -> bool:
-        spent = len(self._done) + len(self._failed) >= self.config.evaluations
+        spent = len(self._done) + len(self._failed) >= self._budget
         return spent and not self._running and not self._again
 
     def _new_candidate(self) -> Candidate | None:
         handed_out = len(self._done) + len(self._failed) + len(self._running) + len(self._again)
-        if handed_out >= self.config.evaluations:
+        if handed_out >= self._budget:
             return None
         (levels, origin), mean, deviation = self._next_proposal()
         self._taken.add(strategy_key(levels))
@@ -239,10 +246,11 @@ class Learner:
             levels = allocate(self.space, table * weights, budgets_of(self.space, np.array([kept])))[0]
             if strategy_key(levels) not in self._taken:
                 return levels
-        return self._spare.integers(0, self.space.num_levels)
+        start = self._spare.integers(0, self.space.num_levels)
+        return next(v for v in _counting_up(start, self.space.num_levels) if strategy_key(v) not in self._taken)
 
     def _hypervolume(self, done: list[Evaluation]) -> float:
-        uniform = [e.kl for e in done if e.origin == "uniform" and abs(e.kept - 0.5) < 0.02]
+        uniform = [e.kl for e in done if e.origin == "uniform" and e.kept <= 0.5]  # the ladder ends at bound 0.5
         if not uniform:
             return 0.0
         points = np.array([(e.kept, math.log(max(e.kl, NOISE_FLOOR))) for e in done])
@@ -330,6 +338,17 @@ class Learner:
             known = np.vstack([known, np.column_stack([self.space.kept(waiting), mean.numpy()])])
         chosen = pick(pool, known, scale, self.config.optimism, 3 * self.config.batch)
         return deque(((pool.levels[i], pool.origins[i]), float(pool.mean[i]), float(pool.deviation[i])) for i in chosen)
+
+
+def _counting_up(start: np.ndarray, num_levels: np.ndarray) -> Iterator[np.ndarray]:
+    """Every strategy once, from ``start`` on, like an odometer with ``num_levels`` digits per wheel."""
+    levels = np.array(start)
+    for _ in range(math.prod(int(n) for n in num_levels)):
+        yield levels.copy()
+        for site in range(len(levels)):
+            levels[site] = (levels[site] + 1) % num_levels[site]
+            if levels[site]:
+                break
 
 
 def _number(eval_id: str) -> int:

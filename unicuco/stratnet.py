@@ -108,6 +108,6 @@ def train_stratnet(
         loss.backward()
         optimiser.step()
         schedule.step()
-        if step >= config.steps * 0.9:
+        if step >= min(config.steps * 0.9, config.steps - 1):
             tail.append(loss.item())
     return net.eval(), sum(tail) / len(tail)

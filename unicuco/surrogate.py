@@ -112,7 +112,7 @@ class Surrogate:
         assert model is not None
         model.eval()
         self._x = model.train_inputs[0]
-        noise = model.likelihood.noise.squeeze()
+        noise = model.likelihood.noise.detach().squeeze()
         covariance = model.covar_module(self._x).to_dense() + noise * torch.eye(len(self._x), dtype=torch.float64)
         self._factor = torch.linalg.cholesky(covariance)
         gap = model.train_targets - model.mean_module(self._x)
@@ -162,7 +162,7 @@ class Surrogate:
     @property
     def noise_std(self) -> float:
         """What a repeated measurement would differ by, in log KL."""
-        return float(self._noise.sqrt()) * self._scale
+        return float(self._noise.detach().sqrt()) * self._scale
 
     def state(self) -> dict[str, Tensor]:
         """Everything that ``predict`` needs, as tensors for safetensors."""

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -180,7 +181,8 @@ def test_kill_of_the_whole_run_loses_nothing(ray_session: None, inputs: tuple[Pa
     from cluster.training import resume
 
     run = tmp_path / "run"
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    scratch = tempfile.mkdtemp(prefix="ucct-")  # a killed Ray leaves its files; a short path, for its sockets
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"TMPDIR": scratch}
     process = subprocess.Popen(
         [sys.executable, "-m", "cluster.train", *options(*inputs, run, 30)],
         cwd=ROOT, env=alone, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -199,6 +201,7 @@ def test_kill_of_the_whole_run_loses_nothing(ray_session: None, inputs: tuple[Pa
                 other.kill()
     assert process.wait(10) == -signal.SIGKILL, process.stdout.read() if process.stdout else ""
     psutil.wait_procs(started, timeout=20)
+    shutil.rmtree(scratch, ignore_errors=True)
     before = {e.eval_id: e for e in EvaluationLog(run / "evaluations").read()}
     assert 3 <= len(before) < 30
 

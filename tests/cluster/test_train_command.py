@@ -103,3 +103,6 @@ def test_broken_config_file(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("[1]")
     with pytest.raises(OptionError, match="holds no JSON object"):
         config_values({"config": tmp_path / "c.json"})
+    (tmp_path / "c.json").write_text('{"learner": 3}')
+    with pytest.raises(OptionError, match="'learner' must be a JSON object"):
+        config_values({"config": tmp_path / "c.json", "seed": 1})

@@ -1,0 +1,182 @@
+"""The commands on a tiny real model: what they leave behind, and one sentence with exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from tests.unicuco import tiny
+from unicuco.evaluations import EvaluationLog
+from unicuco.evaluator import Evaluator, EvaluatorConfig
+from unicuco.learner import Learner, LearnerConfig
+from unicuco.models.load import load_base_model
+from unicuco.preparation import prepare
+from unicuco.stratnet import StratNetConfig
+
+FLOAT = ("--dtype", "float32", "--threads", "1")
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, a text and a policy trained on them without Ray."""
+
+    model: Path
+    text: Path
+    policy: Path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNICUCO_CACHE", str(root / "cache"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        model, text = tiny.save_model(root / "model", "llama"), tiny.write_text(root / "words.txt")
+        config = tiny.preparation_config(text)
+        base = load_base_model(str(model))
+        preparation = prepare(base, tiny.tokenizer(), config)
+        evaluator = Evaluator(str(model), preparation.folder, EvaluatorConfig(dtype="float32", threads=1), base=base)
+        provenance = {
+            "model": {"spec": str(model), "digest": base.source.digest},
+            "preparation": {"digest": preparation.digest, "config": config.model_dump(mode="json")},
+        }
+        brief = LearnerConfig(evaluations=10, batch=5, stratnet=StratNetConfig(steps=40))
+        log = EvaluationLog(root / "log")
+        learner = Learner(preparation.space, preparation.damage, brief, log, provenance)
+        while not learner.finished():
+            for candidate in learner.ask(1):
+                learner.tell(evaluator.evaluate(candidate))
+            if learner.needs_training():
+                learner.train()
+        learner.save_policy(root / "run" / "policy")
+        yield World(model, text, root / "run" / "policy")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["unicuco", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """What standard error says; a traceback is never part of it."""
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.count("\n") <= 1, said
+    return said
+
+
+def test_answers_go_to_the_table_and_the_file(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"id": "a", "kept": 0.8}\n{"id": "b", "preference": [1, 1]}\n{"id": "c", "params": 1}\n')
+    assert run(monkeypatch, "answer", world.policy, "--requests", requests, "--output", tmp_path / "out.jsonl") == 0
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [answer["id"] for answer in answers] == ["a", "b", "c"]
+    assert answers[0]["kept"] <= 0.8
+    assert [answer["feasible"] for answer in answers] == [True, True, False]
+    assert "kept 0.8" in capsys.readouterr().out
+
+
+def test_prune_then_evaluate(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "small"
+    assert run(monkeypatch, "prune", world.policy.parent, "--kept", 0.7, "--output", checkpoint, *FLOAT) == 0
+    record = json.loads((checkpoint / "unicuco.json").read_text())
+    assert record["size"]["kept"] <= 0.7
+    assert record["verification"] is not None
+    assert record["measured"]["kl_heldout"] > 0
+    figures = tmp_path / "figures.json"
+    options = ("--text", world.text, "--tokens", 256, "--window-length", 32, "--json", figures)
+    assert run(monkeypatch, "evaluate", checkpoint, *options, *FLOAT) == 0
+    dense, pruned = json.loads(figures.read_text())["results"]
+    assert dense["kl"] is None
+    assert pruned["kl"] > 0
+    assert pruned["parameters"] == record["size"]["params"] < dense["parameters"]
+    assert "perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("answer", "nowhere", "--kept", 0.5), "No readable policy"),
+        (("answer", "POLICY"), "Ask by options"),
+        (("answer", "POLICY", "--kept", 1.5), "less than or equal to 1"),
+        (("answer", "POLICY", "--preference", "a,b"), "preference"),
+        (("answer", "POLICY", "--requests", "BROKEN"), "line 2"),
+        (("answer", "POLICY", "--requests", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("prune", "POLICY", "--output", "OUT", "--params", 1), "parameters are left"),
+        (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--layout", "odd"), "hetero or padded"),
+        (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--model", "OTHER"), "trained for"),
+        (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--dtype", "int8"), "dtype"),
+        (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--device", "abacus"), "abacus"),
+        (("evaluate", "./nowhere"), "No folder at ./nowhere"),
+        (("evaluate", "MODEL", "--text", "nowhere.txt"), "nowhere.txt"),
+        (("train", "./nowhere", "--run", "OUT"), "No folder at ./nowhere"),
+        (("report", "MODEL"), "run"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[object, ...],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.jsonl").write_text('{"kept": 0.5}\n{"kept": \n')
+    if "OTHER" in arguments:
+        tiny.save_model(tmp_path / "other", "llama", seed=1)
+    places = {"POLICY": world.policy, "MODEL": world.model, "OUT": tmp_path / "out"}
+    places |= {"BROKEN": tmp_path / "broken.jsonl", "OTHER": tmp_path / "other"}
+    assert run(monkeypatch, *(places.get(str(a), a) for a in arguments)) == 2
+    assert expected in sentence(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_sentence(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"kept": 0.8}\n' * 20)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the system refuses the write, as a full disk does
+    try:
+        code = run(monkeypatch, "answer", world.policy, "--requests", requests, "--output", tmp_path / "answers")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    assert "disk is full" in sentence(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["requests.jsonl"]
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    heavy = "import sys, cluster.cli; print([m for m in ('torch', 'ray', 'transformers', 'botorch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "cluster.cli", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize("command", ["train", "answer", "prune", "evaluate", "report"])
+def test_every_command_shows_an_example(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, command, "--help") == 0
+    assert f"unicuco {command}" in capsys.readouterr().out

@@ -1,0 +1,123 @@
+"""StratNet learns a front that is known exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unicuco.synthetic import KnownDamage, make_space
+from unicuco.allocation import allocate
+from unicuco.objectives import Scale, site_shares, tchebycheff
+from unicuco.proposals import budgets_of, first_design, make_teachers, uniform
+from unicuco.stratnet import StratNet, StratNetConfig, balanced_preference, draw_preferences, train_stratnet
+from unicuco.surrogate import Surrogate
+
+SPACE = make_space(4)
+MODEL = KnownDamage(SPACE, seed=2)
+CONFIG = StratNetConfig(width=64, steps=300)
+SHARES = torch.as_tensor(site_shares(SPACE))
+
+
+@pytest.fixture(scope="module")
+def surrogate() -> Surrogate:
+    levels = np.array([p for p, _ in first_design(SPACE, MODEL.table, 50, 0.4, np.random.default_rng(0))])
+    return Surrogate(SPACE, MODEL.table).fit(levels, MODEL.kl(levels))
+
+
+@pytest.fixture(scope="module")
+def scale() -> Scale:
+    ends = allocate(SPACE, MODEL.truth, budgets_of(SPACE, np.array([0.97, 0.4])))
+    low, high = np.log(MODEL.kl(ends))
+    return Scale(0.4, float(low), float(high))
+
+
+def fresh() -> StratNet:
+    torch.manual_seed(0)
+    return StratNet(2, SPACE.num_sites, CONFIG.width)
+
+
+def train(
+    surrogate: Surrogate, scale: Scale, net: StratNet | None = None, **changes: object
+) -> tuple[StratNet, float]:
+    config = CONFIG.model_copy(update=changes)
+    teachers = make_teachers(SPACE, surrogate, scale) if config.teaching else None
+    generator = torch.Generator().manual_seed(0)
+    return train_stratnet(net or fresh(), surrogate, SHARES, scale, teachers, config, generator)
+
+
+def answers(net: StratNet, kept: np.ndarray) -> np.ndarray:
+    """The net's strategies for sizes: the preference whose answer has the size, projected on it."""
+    weight = torch.linspace(0.002, 0.998, 200, dtype=torch.float64)
+    with torch.no_grad():
+        strategies = net(torch.stack([weight, 1 - weight], -1))
+        sizes = 1 - strategies @ SHARES
+    chosen = [int((sizes - k).abs().argmin()) for k in kept]
+    return SPACE.project(strategies[chosen].numpy(), {"params": budgets_of(SPACE, kept)})
+
+
+def test_it_learns_a_known_front(surrogate: Surrogate, scale: Scale) -> None:
+    net, _ = train(surrogate, scale)
+    kept = np.linspace(0.45, 0.9, 10)
+    found = MODEL.kl(answers(net, kept))
+    best = MODEL.kl(allocate(SPACE, MODEL.truth, budgets_of(SPACE, kept)))
+    alike = np.array([min(MODEL.kl(uniform(SPACE, k, m))[0] for m in (True, False)) for k in kept])
+    assert np.mean(found / best) < 1.05
+    assert (found < alike).mean() >= 0.8 and found.sum() < 0.9 * alike.sum()
+
+
+def test_without_teachers_it_still_learns(surrogate: Surrogate, scale: Scale) -> None:
+    """The paper's form: only the Tchebycheff value through the surrogate."""
+    kept = np.linspace(0.5, 0.9, 8)
+    before = MODEL.kl(answers(fresh(), kept)).sum()
+    net, _ = train(surrogate, scale, teaching=0.0)
+    assert MODEL.kl(answers(net, kept)).sum() < 0.9 * before
+
+
+def test_heavier_weights_on_size_give_smaller_models(surrogate: Surrogate, scale: Scale) -> None:
+    net, _ = train(surrogate, scale)
+    weight = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
+    with torch.no_grad():
+        kept = 1 - net(torch.stack([weight, 1 - weight], -1)) @ SHARES
+    assert (kept.diff() < 0.02).all() and kept[0] > 0.9 and kept[-1] < 0.5
+
+
+def test_training_lowers_the_loss_and_leaves_the_given_net_alone(surrogate: Surrogate, scale: Scale) -> None:
+    net = fresh()
+    before = [p.clone() for p in net.parameters()]
+    trained, after_long = train(surrogate, scale, net)
+    _, after_short = train(surrogate, scale, net, steps=5)
+    assert after_long < 0.7 * after_short
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
+    _, warm = train(surrogate, scale, trained, steps=5)
+    assert warm < after_short, "a warm start begins where the last training ended"
+
+
+def test_training_is_reproducible(surrogate: Surrogate, scale: Scale) -> None:
+    one, two = train(surrogate, scale, steps=20), train(surrogate, scale, steps=20)
+    assert one[1] == two[1]
+    assert all(torch.equal(a, b) for a, b in zip(one[0].parameters(), two[0].parameters(), strict=True))
+
+
+def test_strategies_are_between_keeping_and_dropping() -> None:
+    preference = draw_preferences(100, torch.Generator().manual_seed(0))
+    strategies = fresh()(preference)
+    assert strategies.shape == (100, SPACE.num_sites) and ((strategies > 0) & (strategies < 1)).all()
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_preferences_are_uniform_on_the_simplex(objectives: int) -> None:
+    drawn = draw_preferences(20_000, torch.Generator().manual_seed(0), objectives)
+    assert (drawn >= 0).all()
+    torch.testing.assert_close(drawn.sum(-1), torch.ones(20_000, dtype=torch.float64))
+    # Dirichlet(1, ..., 1): mean 1/m and P(first > 1/2) = 2^(1-m).
+    assert drawn.mean(0).sub(1 / objectives).abs().max() < 0.01
+    assert abs((drawn[:, 0] > 0.5).double().mean() - 0.5 ** (objectives - 1)) < 0.015
+
+
+def test_the_balanced_preference_is_where_the_point_is_optimal() -> None:
+    """On the front f₂ = 1 − f₁, the point is the Tchebycheff optimum at its balanced preference."""
+    first = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    line = torch.stack([first, 1 - first], -1)
+    for i, preference in enumerate(balanced_preference(line[:, 0], line[:, 1])):
+        assert int(tchebycheff(preference.expand(19, 2), line, 0.0).argmin()) == i
