@@ -27,7 +27,7 @@ from unicuco.evaluations import Evaluation, read_evaluations, write_evaluations
 from unicuco.models.geometry import Geometry
 from unicuco.objectives import Scale, front, site_shares, tchebycheff
 from unicuco.request import Answer, Request
-from unicuco.space import SearchSpace, SpaceConfig, budgets_of
+from unicuco.space import SearchSpace, Size, SpaceConfig, budgets_of
 from unicuco.storage import atomic_folder, content_hash, write_json
 from unicuco.stratnet import StratNet
 from unicuco.surrogate import NOISE_FLOOR, Surrogate, SurrogateConfig
@@ -36,7 +36,7 @@ FORMAT = 1
 Z90 = 1.645
 GRID = 256
 """Preferences at which StratNet's front is laid out once, to answer bounds by look-up."""
-DEFAULT_BYTES_PER_PARAM = 2
+BYTES_PER_PARAM = 2
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,21 @@ class Policy:
         self.space, self.scale = parts.space, parts.scale
         self._shares = torch.as_tensor(site_shares(self.space))
 
-    @property
-    def bytes_per_param(self) -> int:
-        """Of a stored checkpoint: 2 unless the base model is kept in something else."""
-        return int(self.parts.provenance.get("bytes_per_param", DEFAULT_BYTES_PER_PARAM))
-
     # -- answering ------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+    def answer(self, requests: Sequence[Request], bytes_per_param: int = BYTES_PER_PARAM) -> list[Answer]:
         """Answers ``requests`` in one batch, in order.
+
+        Args:
+            bytes_per_param: of the checkpoints that the answers would become: 2 for bfloat16, 4 for float32.
 
         Every feasible answer is within all size bounds. A request that no strategy can meet comes back with
         ``feasible`` false and the nearest strategy there is.
         """
         if not requests:
             return []
-        budgets = np.array([self._budget(request) for request in requests])
+        budgets = np.array([self._budget(request, bytes_per_param) for request in requests])
         floor = int(self.space.total(self.space.num_levels - 1))
         reachable = np.maximum(budgets, floor)
         preference = self._preferences(requests, reachable)
@@ -89,8 +87,11 @@ class Policy:
         own = self.space.project(wishes, {"params": self._own_budgets(requests, wishes, reachable)})
         levels, origins = self._better_measured(requests, preference, own, reachable)
         mean, deviation = self._predict(levels)
+        sizes = [self.space.size(row, bytes_per_param) for row in levels]
         return [
-            self._compose(request, levels[i], origins[i], preference[i], mean[i], deviation[i], budgets[i], floor)
+            self._compose(
+                request, levels[i], sizes[i], origins[i], preference[i], mean[i], deviation[i], budgets[i], floor
+            )
             for i, request in enumerate(requests)
         ]
 
@@ -120,14 +121,14 @@ class Policy:
         ]
         return 2 * float(np.median(spreads)) if spreads else 0.0
 
-    def _budget(self, request: Request) -> float:
+    def _budget(self, request: Request, bytes_per_param: int) -> float:
         """The smallest of the request's size bounds, in parameters."""
         geometry = self.space.geometry
         bounds = [float(geometry.params)]
         if request.params is not None:
             bounds.append(float(request.params))
         if request.bytes is not None:
-            bounds.append(request.bytes // self.bytes_per_param)
+            bounds.append(request.bytes // bytes_per_param)
         if request.ratio is not None:
             bounds.append(request.ratio * geometry.params)
         if request.kept is not None:
@@ -226,6 +227,7 @@ class Policy:
         self,
         request: Request,
         levels: np.ndarray,
+        size: Size,
         origin: str,
         preference: np.ndarray,
         mean: float,
@@ -233,7 +235,6 @@ class Policy:
         budget: float,
         floor: int,
     ) -> Answer:
-        size = self.space.size(levels, self.bytes_per_param)
         dense = not levels.any()
         kl, low, high = (
             (0.0, 0.0, 0.0)

@@ -13,7 +13,7 @@ from unicuco.checkpoint import CheckpointCard, CheckpointReport, Layout, write_c
 from unicuco.errors import InfeasibleRequestError, PolicyError
 from unicuco.evaluator import Evaluator, EvaluatorConfig, Measurement
 from unicuco.heldout import WINDOWS, open_heldout
-from unicuco.models.load import load_base_model, load_tokenizer
+from unicuco.models.load import DTYPES, load_base_model, load_tokenizer
 from unicuco.models.source import ModelSource, find_model
 from unicuco.policy import Policy
 from unicuco.preparation import Preparation, PreparationConfig, Progress, prepare
@@ -54,7 +54,7 @@ def prune(
     """
     config = config or EvaluatorConfig()
     policy = Policy.load(policy_folder)
-    answer = policy.answer([request])[0]
+    answer = policy.answer([request], bytes_per_param=DTYPES[config.dtype].itemsize)[0]
     if not answer.feasible:
         raise InfeasibleRequestError(answer.note)
     source = find_model(model or str(policy.parts.provenance.get("model", {}).get("spec", "")))

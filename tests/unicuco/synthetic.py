@@ -1,4 +1,4 @@
-"""A base model that exists only as numbers: a geometry and a known law of damage, so that searches run without an LLM."""
+"""A base model that is only numbers: a geometry and a known law of damage, so that searches run without an LLM."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ ROLES: tuple[Any, ...] = ("calibration", "search", "heldout")
 
 
 class Words:
-    """A tokenizer that gives every distinct word its own number, so that equal tokens mean the same place of the text."""
+    """A tokenizer that numbers distinct words: where a text uses each once, equal tokens mean the same place."""
 
     def __init__(self) -> None:
         self.known: dict[str, int] = {}
@@ -47,9 +47,7 @@ def all_roles(settings: CalibrationConfig, heldout: int = 6) -> dict[str, Window
 
 
 def test_the_seed_decides(text_file: Path) -> None:
-    first, again, other = (
-        draw_windows(config(text_file, seed=seed), tiny.tokenizer(), "search") for seed in (3, 3, 4)
-    )
+    first, again, other = (draw_windows(config(text_file, seed=seed), tiny.tokenizer(), "search") for seed in (3, 3, 4))
     assert first.digest == again.digest and (first.tokens == again.tokens).all()
     assert first.digest != other.digest and (first.tokens != other.tokens).any()
     assert first.tokens.shape == (5, 16) and first.tokens.dtype == np.int32
@@ -58,7 +56,9 @@ def test_the_seed_decides(text_file: Path) -> None:
 def test_roles_differ_and_more_search_windows_leave_calibration_alone(text_file: Path) -> None:
     few, more = config(text_file), config(text_file, search_windows=9)
     tokenizer = tiny.tokenizer()
-    assert (draw_windows(few, tokenizer, "calibration").tokens == draw_windows(more, tokenizer, "calibration").tokens).all()
+    assert (
+        draw_windows(few, tokenizer, "calibration").tokens == draw_windows(more, tokenizer, "calibration").tokens
+    ).all()
     both = draw_windows(few, tokenizer, "search").tokens, draw_windows(more, tokenizer, "search").tokens
     assert (both[0] == both[1][:5]).all()
 

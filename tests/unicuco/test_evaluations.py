@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -45,15 +44,31 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 @given(
     st.builds(
         Evaluation,
-        eval_id=texts, levels=st.lists(st.integers(0, 99), max_size=6).map(tuple), origin=texts,
-        params=st.integers(0, 2**62), kept=floats, kl=floats, kl_reverse=floats, perplexity=floats,
+        eval_id=texts,
+        levels=st.lists(st.integers(0, 99), max_size=6).map(tuple),
+        origin=texts,
+        params=st.integers(0, 2**62),
+        kept=floats,
+        kl=floats,
+        kl_reverse=floats,
+        perplexity=floats,
         domains=st.lists(texts, max_size=3).map(tuple),
         domain_kl=st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),
-        tokens=st.integers(0, 2**40), cost=floats, seconds=floats, dtype=texts, device=texts,
-        threads=st.integers(0, 999), seed=st.integers(0, 2**31), preparation=texts, windows=texts,
-        window_kl=st.lists(st.floats(allow_nan=False), max_size=3).map(tuple), predicted_log_kl=floats,
-        predicted_sigma=floats, policy_version=st.integers(0, 999), finished=st.floats(0, 2e9),
-    )  # fmt: skip
+        tokens=st.integers(0, 2**40),
+        cost=floats,
+        seconds=floats,
+        dtype=texts,
+        device=texts,
+        threads=st.integers(0, 999),
+        seed=st.integers(0, 2**31),
+        preparation=texts,
+        windows=texts,
+        window_kl=st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),
+        predicted_log_kl=floats,
+        predicted_sigma=floats,
+        policy_version=st.integers(0, 999),
+        finished=st.floats(0, 2e9),
+    )
 )
 def test_what_is_written_is_read(one: Evaluation) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +106,7 @@ def test_compacting_keeps_all(tmp_path: Path) -> None:
     for i in range(5):
         log.append(evaluation(i))
     before = log.read()
-    for round in range(2):
+    for _ in range(2):
         log.compact()
         assert [path.name for path in tmp_path.iterdir()] == ["evaluations.parquet"]
         assert all(same(a, b) for a, b in zip(before, EvaluationLog(tmp_path).read(), strict=True))
@@ -107,13 +122,14 @@ def test_a_crash_while_compacting_leaves_duplicates_that_are_read_once(
     for i in range(4):
         log.append(evaluation(i))
     removed: list[Path] = []
+    unlink = Path.unlink
 
     def dies(self: Path, missing_ok: bool = False) -> None:
         if self.name.startswith("part-"):
             if removed:
                 raise KeyboardInterrupt
             removed.append(self)
-        os.unlink(self) if self.exists() else None
+        unlink(self, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -105,9 +105,7 @@ def test_the_model_is_dense_again_afterwards_module_for_module(
     assert all(p.data_ptr() == tensors[n][0] and torch.equal(p, tensors[n][1]) for n, p in after.items())
 
 
-def test_the_model_is_dense_again_after_a_failure(
-    llama: Evaluator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_is_dense_again_after_a_failure(llama: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     last = llama.space.num_levels - 1
 
     def fail(*args: Any) -> None:
@@ -279,9 +277,7 @@ def test_out_of_memory_halves_what_runs_at_once(
     handle.remove()
 
 
-def test_a_gpu_too_small_for_one_window_is_an_error(
-    model_folder: Callable[[str], Path], prepared: Prepared
-) -> None:
+def test_a_gpu_too_small_for_one_window_is_an_error(model_folder: Callable[[str], Path], prepared: Prepared) -> None:
     evaluator = Evaluator(str(model_folder("llama")), prepared("llama").folder, FLOAT32)
 
     def full(*args: Any) -> None:

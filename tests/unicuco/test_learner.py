@@ -202,7 +202,7 @@ def test_what_could_not_be_written_does_not_count(tmp_path: Path, monkeypatch: p
 
 
 def test_asking_and_telling_take_milliseconds_while_it_trains(tmp_path: Path) -> None:
-    found = learner(tmp_path, evaluations=400, stratnet=FAST_NET.model_copy(update={"steps": 300}))
+    found = learner(tmp_path, evaluations=400, stratnet=FAST_NET.model_copy(update={"steps": 150}))
     for candidate in found.ask(20):
         found.tell(MODEL.evaluation(candidate))
     thread = threading.Thread(target=found.train)

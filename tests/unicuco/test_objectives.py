@@ -21,9 +21,7 @@ REFERENCE = (float(GRID), float(GRID))
 
 def cells(points: np.ndarray) -> int:
     """Unit cells below the reference whose lower left corner some point dominates."""
-    return sum(
-        any(p[0] <= i and p[1] <= j for p in points) for i in range(GRID) for j in range(GRID)
-    )
+    return sum(any(p[0] <= i and p[1] <= j for p in points) for i in range(GRID) for j in range(GRID))
 
 
 @given(POINTS)

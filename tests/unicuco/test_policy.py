@@ -113,7 +113,9 @@ def test_an_answer_is_consistent_with_its_strategy(policy: Policy) -> None:
 
 @given(st.floats(0.001, 1.0), st.sampled_from(["kept", "ratio", "params", "bytes"]))
 def test_any_bound_holds_or_is_said_to_be_impossible(policy: Policy, share: float, kind: str) -> None:
-    value = {"params": int(share * GEOMETRY.params) or 1, "bytes": int(share * 2 * GEOMETRY.params) or 1}.get(kind, share)
+    value = {"params": int(share * GEOMETRY.params) or 1, "bytes": int(share * 2 * GEOMETRY.params) or 1}.get(
+        kind, share
+    )
     answer = one(policy, **{kind: value})
     assert answer.feasible == within_bounds(answer)
     if answer.feasible:
@@ -151,11 +153,10 @@ def test_several_bounds_mean_the_tightest(policy: Policy) -> None:
 
 
 def test_the_bytes_of_a_checkpoint_follow_its_dtype(policy: Policy) -> None:
-    from dataclasses import replace
-
-    wide = Policy(replace(policy.parts, provenance=SOURCE | {"bytes_per_param": 4}))
-    answer = one(wide, bytes=2 * GEOMETRY.params)
-    assert answer.bytes == 4 * answer.params <= 2 * GEOMETRY.params
+    request = Request(bytes=2 * GEOMETRY.params)
+    wide, narrow = policy.answer([request], bytes_per_param=4)[0], policy.answer([request])[0]
+    assert wide.bytes == 4 * wide.params <= 2 * GEOMETRY.params
+    assert narrow.params == GEOMETRY.params
 
 
 def test_more_weight_on_size_gives_smaller_models(policy: Policy) -> None:
@@ -265,7 +266,9 @@ def test_saving_replaces_and_a_full_disk_keeps_the_old(
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 
-@pytest.mark.parametrize("name", ["policy.json", "stratnet.safetensors", "surrogate.safetensors", "evaluations.parquet"])
+@pytest.mark.parametrize(
+    "name", ["policy.json", "stratnet.safetensors", "surrogate.safetensors", "evaluations.parquet"]
+)
 @pytest.mark.parametrize("how", ["missing", "truncated", "garbage"])
 def test_a_broken_folder_is_refused_in_one_sentence(name: str, how: str, folder: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(folder, tmp_path / "policy")
@@ -304,5 +307,5 @@ def test_no_policy_at_all_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_another_base_model_is_refused(policy: Policy) -> None:
     policy.check_model("a" * 64, "made-up")
-    with pytest.raises(PolicyError, match="trained for made-up .*not for other"):
+    with pytest.raises(PolicyError, match=r"trained for made-up .*not for other"):
         policy.check_model("b" * 64, "other")

@@ -165,9 +165,7 @@ def test_no_preparation_at_all_is_a_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["reading activations", "reading gradients", "ordering units"])
-def test_an_interruption_leaves_nothing_half_written(
-    stage: str, load: Load, text_file: Path, tmp_path: Path
-) -> None:
+def test_an_interruption_leaves_nothing_half_written(stage: str, load: Load, text_file: Path, tmp_path: Path) -> None:
     def interrupt(now: str, done: int, total: int) -> None:
         if now == stage and done == 2:
             raise KeyboardInterrupt
@@ -184,7 +182,7 @@ def test_an_interruption_leaves_nothing_half_written(
 def test_a_full_disk_leaves_nothing_half_written(
     load: Load, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = []
+    written: list[Path] = []
 
     def full(tensors: Any, path: Path) -> None:
         if written:

@@ -23,7 +23,7 @@ from unicuco.pruners.build import build_pruner
 from unicuco.space import MEASURES, SearchSpace, SpaceConfig
 
 CONFIGS = [
-    SpaceConfig(sites=sites, pruner=pruner, neuron_multiple=48)  # 48 does not divide 256
+    SpaceConfig.model_validate({"sites": sites, "pruner": pruner, "neuron_multiple": 48})  # 48 does not divide 256
     for sites, pruner in itertools.product(("sublayer", "block"), ("width", "depth"))
 ]
 SPACES = [SearchSpace(geometry(blocks=4), config) for config in CONFIGS]

@@ -37,9 +37,7 @@ def fresh() -> StratNet:
     return StratNet(2, SPACE.num_sites, CONFIG.width)
 
 
-def train(
-    surrogate: Surrogate, scale: Scale, net: StratNet | None = None, **changes: object
-) -> tuple[StratNet, float]:
+def train(surrogate: Surrogate, scale: Scale, net: StratNet | None = None, **changes: object) -> tuple[StratNet, float]:
     config = CONFIG.model_copy(update=changes)
     teachers = make_teachers(SPACE, surrogate, scale) if config.teaching else None
     generator = torch.Generator().manual_seed(0)

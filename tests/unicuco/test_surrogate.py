@@ -48,7 +48,7 @@ def error(surrogate: Surrogate, levels: np.ndarray) -> tuple[float, float]:
 
 
 def test_it_learns_an_additive_law_of_damage(fitted: Surrogate, plain: Surrogate) -> None:
-    """32 evaluations of 8 sites: unseen strategies within a few percent, and far better than knowing the table alone."""
+    """32 evaluations of 8 sites: unseen strategies within a few percent, far better than the table alone."""
     unseen = design(150, 7)
     found, covered = error(fitted, unseen)
     before = MODEL.table[np.arange(SPACE.num_sites), unseen].sum(axis=1)

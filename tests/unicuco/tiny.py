@@ -7,8 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
-from transformers import Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from unicuco.calibration import CalibrationConfig, Domain
 from unicuco.preparation import PreparationConfig
@@ -101,6 +107,4 @@ def calibration(*files: Path, **changes: Any) -> CalibrationConfig:
 
 
 def preparation_config(*files: Path, space: SpaceConfig | None = None, **changes: Any) -> PreparationConfig:
-    return PreparationConfig(
-        calibration=calibration(*files, **changes), space=space or SpaceConfig(neuron_multiple=32)
-    )
+    return PreparationConfig(calibration=calibration(*files, **changes), space=space or SpaceConfig(neuron_multiple=32))
