@@ -193,7 +193,7 @@ class Policy:
     def _measured(self) -> np.ndarray:
         """Level indices of the measured front, by size (``m x num_sites``)."""
         done = self.parts.evaluations
-        points = np.array([(e.kept, e.kl) for e in done])
+        points = np.array([(e.kept, e.kl) for e in done]).reshape(-1, 2)
         return np.array([done[i].levels for i in front(points)], dtype=np.int64).reshape(-1, self.space.num_sites)
 
     def _better_measured(

@@ -164,7 +164,9 @@ def test_a_full_disk_is_one_sentence(
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
-    heavy = "import sys, cluster.cli; print([m for m in ('torch', 'ray', 'transformers', 'botorch') if m in sys.modules])"
+    heavy = (
+        "import sys, cluster.cli; print([m for m in ('torch', 'ray', 'transformers', 'botorch') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
     seconds = []
     for _ in range(3):

@@ -16,10 +16,10 @@ FAST_NET = StratNetConfig(width=64, steps=150)
 
 
 def geometry(blocks: int = 6, groups: int = 3, neurons: int = 256, hidden: int = 64) -> Geometry:
-    """Blocks as of a Llama with two query heads of 16 per group."""
-    per_group = 2 * 16 * hidden * 2 + 2 * 16 * hidden  # q and o of two heads, k and v of one
+    """Blocks as of a Llama with three query heads of 16 per group: groups and neurons cost incommensurate sums."""
+    per_group = 2 * 3 * 16 * hidden + 2 * 16 * hidden  # q and o of three heads, k and v of one
     block = BlockGeometry(
-        groups=groups, heads_per_group=2, head_dim=16, neurons=neurons, attention_fixed=hidden,
+        groups=groups, heads_per_group=3, head_dim=16, neurons=neurons, attention_fixed=hidden,
         params_per_group=per_group, macs_per_group=per_group, mlp_fixed=hidden, params_per_neuron=3 * hidden,
         macs_per_neuron=3 * hidden,
     )  # fmt: skip

@@ -207,7 +207,8 @@ def test_asking_and_telling_take_milliseconds_while_it_trains(tmp_path: Path) ->
         found.tell(MODEL.evaluation(candidate))
     thread = threading.Thread(target=found.train)
     thread.start()
-    asks, tells = [], []
+    asks: list[float] = []
+    tells: list[float] = []
     while thread.is_alive() and len(asks) < 300:
         began = time.perf_counter()
         (candidate,) = found.ask(1)
@@ -230,6 +231,23 @@ def test_a_space_smaller_than_the_budget_is_searched_once_through(tmp_path: Path
     model = KnownDamage(space)
     found = search(make_learner(tmp_path, model, **FAST | {"evaluations": 40}), model)
     assert sorted(e.levels for e in found.evaluations()) == sorted(np.ndindex(2, 2, 2, 2))
+
+
+def test_the_rest_of_the_first_design_goes_before_what_an_early_training_proposes(tmp_path: Path) -> None:
+    design = [c.levels for c in learner(tmp_path / "a", first=12).ask(12)]
+    found = learner(tmp_path / "b", first=12)
+    for candidate in found.ask(9):
+        found.tell(MODEL.evaluation(candidate))
+    found.train()
+    after = found.ask(4)
+    assert [c.levels for c in after[:3]] == design[9:]
+    assert after[3].levels not in design and np.isfinite(after[3].predicted_log_kl)
+
+
+def test_what_is_in_flight_is_not_proposed_again(tmp_path: Path) -> None:
+    space = make_space(2, pruner="depth")
+    found = make_learner(tmp_path, KnownDamage(space), **FAST)
+    assert sorted(c.levels for c in found.ask(40)) == sorted(np.ndindex(2, 2, 2, 2)) and found.ask(1) == []
 
 
 def test_a_search_in_which_everything_fails_ends(tmp_path: Path) -> None:

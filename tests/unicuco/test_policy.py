@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,11 @@ def test_the_bytes_of_a_checkpoint_follow_its_dtype(policy: Policy) -> None:
     assert narrow.params == GEOMETRY.params
 
 
-def test_more_weight_on_size_gives_smaller_models(policy: Policy) -> None:
+@pytest.mark.parametrize("measured", [True, False])
+def test_more_weight_on_size_gives_smaller_models(policy: Policy, measured: bool) -> None:
+    """With the run's measured strategies to choose from, and on the network's word alone."""
+    if not measured:
+        policy = Policy(replace(policy.parts, evaluations=()))
     answers = policy.answer([Request(preference=(w, 1 - w)) for w in np.linspace(0.02, 0.98, 25)])
     kept = np.array([answer.kept for answer in answers])
     # Levels and measured strategies make small steps of either sign; the way is down.

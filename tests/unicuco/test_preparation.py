@@ -16,10 +16,12 @@ import torch
 
 from tests.unicuco import tiny
 from unicuco import preparation as module
+from unicuco.calibration import draw_windows
 from unicuco.errors import CalibrationError, DiskFullError, PreparationError
 from unicuco.models.load import BaseModel, load_base_model
 from unicuco.preparation import Preparation, PreparationConfig, prepare
 from unicuco.space import SpaceConfig
+from unicuco.statistics import collect_statistics
 
 Load = Callable[..., BaseModel]
 
@@ -108,6 +110,28 @@ def test_what_lies_in_it(space: SpaceConfig, load: Load, text_file: Path, tmp_pa
         factor = found.factors[f"mlp.{b}"]
         assert torch.equal(factor, factor.tril()) and (factor.diagonal() > 0).all()
     assert found.search_windows.tokens.shape == (4, 32)
+
+
+def test_damage_is_half_the_trace_of_metric_and_residual(load: Load, text_file: Path, tmp_path: Path) -> None:
+    """Of every level, from the residual of an explicit least-squares solution."""
+    found, base = build(load, text_file, tmp_path), load("llama")
+    windows = draw_windows(found.config.calibration, tiny.tokenizer(), "calibration")
+    statistics = collect_statistics(base.model, windows, found.config.gradient_windows, lambda *_: None)
+    for i, site in enumerate(found.space.sites):
+        block = base.model.model.layers[site.block]
+        linear = block.self_attn.o_proj if site.kind == "attention" else block.mlp.down_proj
+        weight, metric = linear.weight.double(), statistics[site.block].metrics[site.kind].double()
+        gram = statistics[site.block].grams[site.kind].double()
+        gram = gram + found.config.ridge * gram.diagonal().mean() * torch.eye(len(gram))
+        order = found.orders[f"{site.kind}.{site.block}"]
+        unit = weight.shape[1] // len(order)
+        for j, level in enumerate(site.levels):
+            units = order[: level.groups if site.kind == "attention" else level.neurons]
+            stays = (units[:, None] * unit + torch.arange(unit)).flatten()
+            gap = weight.clone()
+            gap[:, stays] -= weight @ gram[:, stays] @ torch.linalg.inv(gram[stays][:, stays])
+            expected = float((metric @ gap @ gram @ gap.T).trace()) / 2
+            assert found.damage[i, j] == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def test_depth_needs_no_factors(load: Load, text_file: Path, tmp_path: Path) -> None:

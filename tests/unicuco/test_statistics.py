@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.unicuco import tiny
-from tests.unicuco.reference import input_grams
+from tests.unicuco.reference import divergence, input_grams, projections
 from unicuco.calibration import draw_windows
 from unicuco.evaluator import Evaluator, EvaluatorConfig
 from unicuco.models.load import BaseModel
@@ -62,6 +62,32 @@ def test_collecting_twice_gives_the_same(load: Callable[..., BaseModel], text_fi
     for one, two in zip(first, second, strict=True):
         assert all(torch.equal(one.grams[k], two.grams[k]) for k in one.grams)
         assert all(torch.equal(one.metrics[k], two.metrics[k]) for k in one.metrics)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_gram_and_metric_together_predict_the_divergence_of_a_small_change(
+    family: str, load: Callable[..., BaseModel], text_file: Path
+) -> None:
+    """KL(dense || W + u vᵀ) is about ½ (u G u)(v H v): along the direction that matters most, and along others."""
+    base = load(family)
+    windows = draw_windows(tiny.calibration(text_file), tiny.tokenizer(), "calibration")
+    statistics = collect_statistics(base.model, windows, 24, lambda stage, done, total: None)
+    ids = torch.from_numpy(windows.tokens).long()
+    dense = base.model(input_ids=ids).logits.double().log_softmax(-1)
+    generator = torch.Generator().manual_seed(0)
+    for found, layer in zip(statistics, projections(base.model), strict=True):
+        for kind, linear in layer.items():
+            metric, gram = found.metrics[kind].double(), found.grams[kind].double()
+            vectors = torch.linalg.eigh(metric).eigenvectors
+            seldom = vectors[:, :32] @ torch.randn(32, generator=generator, dtype=torch.float64)
+            v = torch.randn(len(gram), generator=generator, dtype=torch.float64)
+            weight = linear.weight.data.clone()
+            for u in (vectors[:, -1], seldom):
+                scale = (0.01 / (0.5 * (u @ metric @ u) * (v @ gram @ v))).sqrt()
+                linear.weight.data = (weight.double() + scale * torch.outer(u, v)).float()
+                changed = base.model(input_ids=ids).logits.double().log_softmax(-1)
+                assert 0.01 / 1.8 < divergence(dense, changed).mean() < 0.01 * 1.8
+            linear.weight.data = weight
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

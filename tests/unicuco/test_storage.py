@@ -28,6 +28,15 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_a_reader_of_the_old_file_keeps_it(tmp_path: Path) -> None:
+    """The new file takes the old one's name; nobody ever sees a mixture."""
+    write_json(tmp_path / "a.json", "old")
+    with open(tmp_path / "a.json") as reader:
+        write_json(tmp_path / "a.json", "new")
+        assert json.load(reader) == "old"
+    assert json.loads((tmp_path / "a.json").read_text()) == "new"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug")])
 def test_a_failure_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
     folder, file = tmp_path / "folder", tmp_path / "file"
