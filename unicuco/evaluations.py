@@ -152,11 +152,17 @@ class EvaluationLog:
 
     def read(self) -> list[Evaluation]:
         """Every evaluation on disk, once each, in the order in which they finished."""
-        found: dict[str, Evaluation] = {}
-        for path in sorted(self.folder.glob("*.parquet")):
-            for evaluation in read_evaluations(path):
-                found.setdefault(evaluation.eval_id, evaluation)
-        return sorted(found.values(), key=lambda evaluation: (evaluation.finished, evaluation.eval_id))
+        while True:
+            paths = sorted(self.folder.glob("*.parquet"))
+            try:
+                found = [evaluation for path in paths for evaluation in read_evaluations(path)]
+                break
+            except EvaluationLogError:
+                if all(path.exists() for path in paths):
+                    raise
+                # Another process merged the parts while we were reading them: look again.
+        once = {evaluation.eval_id: evaluation for evaluation in reversed(found)}
+        return sorted(once.values(), key=lambda evaluation: (evaluation.finished, evaluation.eval_id))
 
     def compact(self) -> None:
         """Merges all parts into one; a crash in between leaves duplicates that ``read`` drops."""

@@ -344,3 +344,14 @@ def test_a_preparation_made_on_a_gpu_serves_a_cpu(
     evaluator = Evaluator(str(model_folder("llama")), preparation.folder, FLOAT32)
     levels = some_strategies(llama.space, 1)[-1]
     assert measured(evaluator, levels).kl == pytest.approx(measured(llama, levels).kl, rel=0.02)
+
+
+def test_a_model_is_ordered_once(load: Callable[..., BaseModel], prepared: Callable[..., Preparation]) -> None:
+    base, preparation = load("llama"), prepared("llama")
+    shape = preparation.space.shape(np.ones(preparation.space.num_sites, dtype=np.int64))
+    first = Evaluator("", preparation.folder, EvaluatorConfig(dtype="float32"), base=base).measure(shape)
+    again = Evaluator("", preparation.folder, EvaluatorConfig(dtype="float32"), base=base).measure(shape)
+    assert again.kl == first.kl
+    base.ordered_by = "another preparation"
+    with pytest.raises(PreparationError, match="anew"):
+        Evaluator("", preparation.folder, EvaluatorConfig(dtype="float32"), base=base)

@@ -26,11 +26,13 @@ class BaseModel:
         source: where it came from; its ``digest`` names the content.
         model: the transformers model, in eval mode, without gradients.
         geometry: its sizes.
+        ordered_by: digest of the preparation whose order its units are in; a model is ordered once.
     """
 
     source: ModelSource
     model: PreTrainedModel
     geometry: Geometry
+    ordered_by: str | None = None
 
 
 def load_base_model(

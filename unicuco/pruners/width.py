@@ -20,21 +20,28 @@ CACHE_BYTES = 2 << 30
 class WidthPruner:
     """Prefixes of permuted matrices, and one solved output projection per level, kept in a cache with a byte budget.
 
-    The permutation is applied to the base model's own weights on construction; it does not change its function.
+    The permutation is applied to the base model's own weights on construction, once; it does not change its function.
     """
 
     name = "width"
 
     def __init__(self, base: BaseModel, preparation: Preparation, cache_bytes: int = CACHE_BYTES) -> None:
+        """
+        Raises:
+            PreparationError: the model was ordered by another preparation before.
+        """
         self._geometry = base.geometry
         self._factors = preparation.factors
         self._blocks = find_blocks(base.model)
         self._cache: OrderedDict[tuple[str, int, int], Tensor] = OrderedDict()
         self._cache_bytes, self._cached = cache_bytes, 0
-        for b, block in enumerate(self._blocks):
+        if base.ordered_by not in (None, preparation.digest):
+            raise PreparationError("This model's units are in another preparation's order; load the base model anew.")
+        for b, block in enumerate(self._blocks if base.ordered_by is None else ()):
             _permute(
                 block, preparation.orders[f"attention.{b}"], preparation.orders[f"mlp.{b}"], self._geometry.blocks[b]
             )
+        base.ordered_by = preparation.digest
         self._attention = [_tensors(block.attention) for block in self._blocks]
         self._mlp = [_tensors(block.mlp) for block in self._blocks]
 
