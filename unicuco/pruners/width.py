@@ -7,6 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from unicuco.errors import PreparationError
 from unicuco.models.geometry import BlockGeometry
 from unicuco.models.load import BaseModel
 from unicuco.models.sites import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, Block, find_blocks
