@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,12 @@ from pydantic import ConfigDict, Field
 from unicuco.allocation import allocate
 from unicuco.evaluations import Candidate, Evaluation, EvaluationLog
 from unicuco.objectives import Scale, front, hypervolume, site_shares
-from unicuco.policy import Policy, PolicyParts
+from unicuco.policy import Policy
+from unicuco.policy_parts import PolicyParts
 from unicuco.proposals import (
     Proposal,
     first_design,
+    improvise,
     make_pool,
     make_teachers,
     pick,
@@ -231,23 +232,8 @@ class Learner:
             entry = self._queue.popleft()
             if strategy_key(entry[0][0]) not in self._taken:
                 return entry
-        return (self._improvised(), "improvised"), math.nan, math.nan
-
-    def _improvised(self) -> np.ndarray:
-        """A new strategy while training keeps the queue empty: the known allocation with disturbed weights."""
-        table = np.asarray(
-            self._damage
-            if self._damage is not None
-            else self.space.tables["params"][:, :1] - self.space.tables["params"]
-        )
-        for _ in range(100):
-            kept = self._spare.uniform(self.config.kept_low, 0.97)
-            weights = np.exp(0.5 * self._spare.standard_normal((self.space.num_sites, 1)))
-            levels = allocate(self.space, table * weights, budgets_of(self.space, np.array([kept])))[0]
-            if strategy_key(levels) not in self._taken:
-                return levels
-        start = self._spare.integers(0, self.space.num_levels)
-        return next(v for v in _counting_up(start, self.space.num_levels) if strategy_key(v) not in self._taken)
+        levels = improvise(self.space, self._damage, self.config.kept_low, self._taken, self._spare)
+        return (levels, "improvised"), math.nan, math.nan
 
     def _hypervolume(self, done: list[Evaluation]) -> float:
         uniform = [e.kl for e in done if e.origin == "uniform" and e.kept <= 0.5]  # the ladder ends at bound 0.5
@@ -338,17 +324,6 @@ class Learner:
             known = np.vstack([known, np.column_stack([self.space.kept(waiting), mean.numpy()])])
         chosen = pick(pool, known, scale, self.config.optimism, 3 * self.config.batch)
         return deque(((pool.levels[i], pool.origins[i]), float(pool.mean[i]), float(pool.deviation[i])) for i in chosen)
-
-
-def _counting_up(start: np.ndarray, num_levels: np.ndarray) -> Iterator[np.ndarray]:
-    """Every strategy once, from ``start`` on, like an odometer with ``num_levels`` digits per wheel."""
-    levels = np.array(start)
-    for _ in range(math.prod(int(n) for n in num_levels)):
-        yield levels.copy()
-        for site in range(len(levels)):
-            levels[site] = (levels[site] + 1) % num_levels[site]
-            if levels[site]:
-                break
 
 
 def _number(eval_id: str) -> int:

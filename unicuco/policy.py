@@ -1,60 +1,27 @@
-"""The policy: what training leaves behind. It answers preferences and bounds, many at once, in milliseconds.
-
-A folder of JSON, safetensors and Parquet that names its base model and preparation by content hash.
-"""
+"""The policy: what training leaves behind. It answers preferences and bounds, many at once, in milliseconds."""
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from unicuco import __version__
-from unicuco.errors import EvaluationLogError, PolicyError
-from unicuco.evaluations import Evaluation, read_evaluations, write_evaluations
-from unicuco.models.geometry import Geometry
-from unicuco.objectives import Scale, front, site_shares, tchebycheff
+from unicuco.errors import PolicyError
+from unicuco.objectives import front, site_shares, tchebycheff
+from unicuco.policy_parts import PolicyParts, load_parts, save_parts
 from unicuco.request import Answer, Request
-from unicuco.space import SearchSpace, Size, SpaceConfig, budgets_of
-from unicuco.storage import atomic_folder, content_hash, write_json
-from unicuco.stratnet import StratNet
-from unicuco.surrogate import NOISE_FLOOR, Surrogate, SurrogateConfig
+from unicuco.space import Size, budgets_of
+from unicuco.surrogate import NOISE_FLOOR
 
-FORMAT = 1
 Z90 = 1.645
 GRID = 256
 """Preferences at which StratNet's front is laid out once, to answer bounds by look-up."""
 BYTES_PER_PARAM = 2
-
-
-@dataclass(frozen=True)
-class PolicyParts:
-    """Everything a policy is made of.
-
-    Attributes:
-        provenance: model, preparation, calibration and versions, as JSON.
-    """
-
-    space: SearchSpace
-    damage: np.ndarray | None
-    surrogate: Surrogate
-    net: StratNet
-    scale: Scale
-    evaluations: tuple[Evaluation, ...]
-    version: int
-    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 class Policy:
@@ -282,30 +249,7 @@ class Policy:
         Raises:
             DiskFullError: the old one is still there, nothing is half-written.
         """
-        parts = self.parts
-        with atomic_folder(folder, replace=True) as scratch:
-            save_file({k: v.contiguous() for k, v in parts.net.state_dict().items()}, scratch / "stratnet.safetensors")
-            surrogate = parts.surrogate.state()
-            if parts.damage is not None:
-                surrogate["damage"] = torch.as_tensor(parts.damage).contiguous()
-            save_file(_untied(surrogate), scratch / "surrogate.safetensors")
-            write_evaluations(scratch / "evaluations.parquet", parts.evaluations)
-            about = {
-                "format": FORMAT,
-                "version": parts.version,
-                "unicuco": __version__,
-                "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "space": {
-                    "geometry": parts.space.geometry.model_dump(mode="json"),
-                    "config": parts.space.config.model_dump(mode="json"),
-                },
-                "surrogate": parts.surrogate.config.model_dump(mode="json"),
-                "stratnet": {"width": parts.net.layers[0].out_features},
-                "scale": asdict(parts.scale),
-                "provenance": parts.provenance,
-            }
-            about["digest"] = content_hash([about["space"], about["provenance"], about["version"], about["written"]])
-            write_json(scratch / "policy.json", about)
+        save_parts(self.parts, folder)
 
     @classmethod
     def load(cls, folder: Path) -> Policy:
@@ -314,34 +258,7 @@ class Policy:
         Raises:
             PolicyError: there is none, or it is broken or of another format.
         """
-        folder = Path(folder)
-        if not (folder / "policy.json").is_file() and (folder / "policy" / "policy.json").is_file():
-            folder = folder / "policy"  # a run folder was given
-        try:
-            about = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-            if about["format"] != FORMAT:
-                raise PolicyError(f"The policy at {folder} has format {about['format']}; this version reads {FORMAT}.")
-            space = SearchSpace(
-                Geometry.model_validate(about["space"]["geometry"]),
-                SpaceConfig.model_validate(about["space"]["config"]),
-            )
-            net = StratNet(2, space.num_sites, about["stratnet"]["width"])
-            net.load_state_dict(load_file(folder / "stratnet.safetensors"))
-            state = load_file(folder / "surrogate.safetensors")
-            table = state.pop("damage", None)
-            damage = None if table is None else table.numpy()
-            config = SurrogateConfig.model_validate(about["surrogate"])
-            surrogate = Surrogate.from_state(space, damage, config, state)
-            evaluations = tuple(read_evaluations(folder / "evaluations.parquet"))
-            scale = Scale(**about["scale"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
-            raise PolicyError(f"No readable policy at {folder}: {_first_line(error)}") from error
-        except EvaluationLogError as error:
-            raise PolicyError(f"The policy at {folder} is broken: {error}") from error
-        parts = PolicyParts(
-            space, damage, surrogate, net.eval(), scale, evaluations, about["version"], about["provenance"]
-        )
-        return cls(parts)
+        return cls(load_parts(folder))
 
     def check_model(self, digest: str, spec: str) -> None:
         """Refuses a base model with other content than the policy was trained for.
@@ -359,12 +276,3 @@ class Policy:
 
 def _kl(log_kl: np.ndarray) -> np.ndarray:
     return np.maximum(np.exp(log_kl) - NOISE_FLOOR, 0.0)
-
-
-def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies: safetensors refuses tensors that share memory, and mean and kernel share the damage model."""
-    return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +44,36 @@ def first_design(
         levels = allocate(space, damage[None] * weights[:, :, None], budgets_of(space, sizes))
         proposals += [(row, "prior") for row in levels]
     return _distinct(proposals, set())[:count]
+
+
+def improvise(
+    space: SearchSpace, damage: np.ndarray | None, kept_low: float, taken: set[bytes], rng: np.random.Generator
+) -> np.ndarray:
+    """A strategy not in ``taken``, while training keeps the queue empty: a known allocation with disturbed weights.
+
+    There must be one left: where chance finds none, all strategies are gone through.
+    """
+    params = space.tables["params"]
+    table = damage if damage is not None else params[:, :1] - params
+    for _ in range(100):
+        weights = np.exp(0.5 * rng.standard_normal((space.num_sites, 1)))
+        budget = budgets_of(space, np.array([rng.uniform(kept_low, 0.97)]))
+        levels = allocate(space, table * weights, budget)[0]
+        if strategy_key(levels) not in taken:
+            return levels
+    start = rng.integers(0, space.num_levels)
+    return next(levels for levels in _counting_up(start, space.num_levels) if strategy_key(levels) not in taken)
+
+
+def _counting_up(start: np.ndarray, num_levels: np.ndarray) -> Iterator[np.ndarray]:
+    """Every strategy once, from ``start`` on, like an odometer with ``num_levels`` digits per wheel."""
+    levels = np.array(start)
+    for _ in range(math.prod(int(n) for n in num_levels)):
+        yield levels.copy()
+        for site in range(len(levels)):
+            levels[site] = (levels[site] + 1) % num_levels[site]
+            if levels[site]:
+                break
 
 
 def _van_der_corput(count: int) -> np.ndarray:

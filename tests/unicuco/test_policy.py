@@ -264,7 +264,7 @@ def test_saving_replaces_and_a_full_disk_keeps_the_old(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unicuco.policy.save_file", full)
+        patch.setattr("unicuco.policy_parts.save_file", full)
         with pytest.raises(DiskFullError):
             policy.save(tmp_path / "policy")
     assert Policy.load(tmp_path / "policy").parts.version == policy.parts.version
