@@ -155,8 +155,7 @@ class SearchSpace:
 
     def snap(self, x: np.ndarray) -> np.ndarray:
         """Nearest legal level of every site (``n x num_sites`` integers); a tie keeps more."""
-        x = self.check(x)
-        return np.abs(self.levels[None] - x[:, :, None]).argmin(axis=2)
+        return self._nearest(self.check(x))
 
     def sparsities(self, index: np.ndarray) -> np.ndarray:
         """Sparsities of level indices (``n x num_sites``): the strategy exactly as it will be applied."""
@@ -221,14 +220,24 @@ class SearchSpace:
                     f"{floor:,} are left."
                 )
         low, high = np.full(len(x), -1.0), np.ones(len(x))  # shift -1: all dense; +1: all dropped
-        for _ in range(30):
+        for _ in range(22):  # finer than any two levels lie apart
             middle = (low + high) / 2
-            fits = self._fits(self._snap_raw(x + middle[:, None]), limits)
+            fits = self._fits(self._nearest(x + middle[:, None]), limits)
             low, high = np.where(fits, low, middle), np.where(fits, middle, high)
-        return self._fill(self._snap_raw(x + high[:, None]), x, limits)
+        return self._fill(self._nearest(x + high[:, None]), x, limits)
 
-    def _snap_raw(self, x: np.ndarray) -> np.ndarray:
-        return np.abs(self.levels[None] - x.clip(0.0, 1.0)[:, :, None]).argmin(axis=2)
+    @cached_property
+    def _halfway(self) -> np.ndarray:
+        """The midpoints between neighbouring levels of all sites, ascending: site i is shifted by 2i."""
+        legal = [np.asarray(site.sparsity) for site in self.sites]
+        return np.concatenate([2.0 * i + (v[1:] + v[:-1]) / 2 for i, v in enumerate(legal)])
+
+    def _nearest(self, x: np.ndarray) -> np.ndarray:
+        """Level indices for sparsities in any range: one binary search for all sites and rows."""
+        sites = np.arange(self.num_sites)
+        shifted = x.clip(0.0, 1.0) + 2.0 * sites
+        before = np.concatenate([[0], np.cumsum(self.num_levels - 1)[:-1]])
+        return np.searchsorted(self._halfway, shifted, side="left") - before
 
     def _fits(self, index: np.ndarray, limits: dict[Measure, np.ndarray]) -> np.ndarray:
         fits = np.ones(len(index), dtype=bool)
