@@ -1,6 +1,6 @@
 """A fresh run against uniform pruning, on text that nobody searched on.
 
-    python -m benchmarks.front --json FILE [--quick]
+    python -m benchmarks.front --json FILE [--quick] [--runs FOLDER]
 
 Three runs with three seeds (of the search and of the windows), each at most 150 standard evaluations; then the policy's
 answers at kept 0.9 to 0.5 and both uniform forms are measured on held-out windows. Means over seeds:
@@ -9,20 +9,21 @@ answers at kept 0.9 to 0.5 and both uniform forms are measured on held-out windo
 - ``sizes_won``: how many of these are below 1 (goal 4 of 5); ``kl_vs_uniform_geomean`` (goal 0.95);
 - ``search_gap``: held-out ÷ search KL of our answers, geometric mean: how much of the gain was luck.
 
-``--quick``: one seed, three sizes.
+``--quick``: one seed, three sizes. Each seed keeps its run folder under ``--runs``: a benchmark that was cut off
+goes on where it stopped, and a finished seed is read, not repeated (delete its folder to repeat it).
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.harness import MODEL, console, finish, parser, surroundings
-from cluster.training import TrainConfig, train
+from cluster.runs import RunFolder
+from cluster.training import TrainConfig, resume, train
 from unicuco.calibration import CalibrationConfig
 from unicuco.learner import LearnerConfig
 from unicuco.preparation import PreparationConfig
@@ -30,30 +31,33 @@ from unicuco.preparation import PreparationConfig
 EVALUATIONS = 150
 
 
-def run(seed: int) -> tuple[list[dict[str, Any]], TrainConfig, float]:
-    """Rows of held-out measurements of one fresh run."""
-    folder = Path(tempfile.mkdtemp(prefix="unicuco-front-"))
-    try:
-        config = TrainConfig(
-            model=MODEL,
-            run=folder / "run",
-            preparation=PreparationConfig(calibration=CalibrationConfig(seed=seed)),
-            learner=LearnerConfig(evaluations=EVALUATIONS, seed=seed),
-        )
-        result = train(config, console)
-        return result.heldout, config, result.seconds
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def run(seed: int, folder: Path) -> tuple[list[dict[str, Any]], TrainConfig]:
+    """Rows of held-out measurements of one run, made, finished or only read in ``folder``."""
+    config = TrainConfig(
+        model=MODEL,
+        run=folder,
+        preparation=PreparationConfig(calibration=CalibrationConfig(seed=seed)),
+        learner=LearnerConfig(evaluations=EVALUATIONS, seed=seed),
+    )
+    there = RunFolder(folder)
+    if there.heldout.is_file():
+        console.print(f"Seed {seed}: finished before, read from {folder}.")
+    elif there.about.is_file():
+        resume(folder, console=console)
+    else:
+        train(config, console)
+    return json.loads(there.heldout.read_text(encoding="utf-8")), config
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--quick", action="store_true", help="one seed, three sizes")
+    options.add_argument("--runs", type=Path, default=Path("runs/front"), help="where the runs of the seeds lie")
     given = options.parse_args()
     seeds = (0,) if given.quick else (0, 1, 2)
     wanted = (0.9, 0.7, 0.5) if given.quick else (0.9, 0.8, 0.7, 0.6, 0.5)
-    runs = [run(seed) for seed in seeds]
-    by_size = {kept: [row for rows, _, _ in runs for row in rows if row["kept"] == kept] for kept in wanted}
+    runs = [run(seed, given.runs / f"seed-{seed}") for seed in seeds]
+    by_size = {kept: [row for rows, _ in runs for row in rows if row["kept"] == kept] for kept in wanted}
     ratios = {k: np.array([r["kl_heldout"] / r["kl_uniform_heldout"] for r in rows]) for k, rows in by_size.items()}
     means = [float(np.exp(np.log(r).mean())) for r in ratios.values()]
     gaps = [row["kl_heldout"] / row["kl_search"] for rows in by_size.values() for row in rows]
@@ -67,8 +71,7 @@ def main() -> None:
         "kl_vs_uniform_geomean": float(np.exp(np.log(means).mean())),
         "search_gap": float(np.exp(np.log(gaps).mean())),
         "inside_interval": float(np.mean(inside)),
-        "rows": [rows for rows, _, _ in runs],
-        "seconds": [seconds for _, _, seconds in runs],
+        "rows": [rows for rows, _ in runs],
         "surroundings": surroundings(
             model=MODEL,
             seeds=list(seeds),
@@ -88,7 +91,6 @@ def main() -> None:
         ("kl_vs_uniform_geomean", f"{figures['kl_vs_uniform_geomean']:.3f}", "0.95"),
         ("search_gap (held out ÷ search)", f"{figures['search_gap']:.3f}", ""),
         ("inside the 90 % interval", f"{figures['inside_interval']:.2f}", ""),
-        ("minutes per run", ", ".join(f"{s / 60:.1f}" for s in figures["seconds"]), ""),
     ]
     finish("Front: our answers against uniform pruning, held out", rows, figures, given.json)
 
