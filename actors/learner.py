@@ -281,4 +281,5 @@ def open_learner(preparation: Path, evaluations: Path, config: Any, provenance: 
     from unicuco.preparation import Preparation
 
     prepared = Preparation.open(preparation)
-    return Learner(prepared.space, prepared.damage, config, EvaluationLog(evaluations), provenance)
+    groups = prepared.config.calibration.margin_groups
+    return Learner(prepared.space, prepared.damage, config, EvaluationLog(evaluations), provenance, groups)

@@ -28,10 +28,10 @@ class Rate:
     """Evaluations per second over the last minute; an earlier session's evaluations do not count."""
 
     def __init__(self) -> None:
-        self._points: deque[tuple[float, int]] = deque()
+        self._points: deque[tuple[float, float]] = deque()
 
-    def update(self, done: int, now: float) -> float:
-        """Notes that ``done`` evaluations lie behind us at ``now`` (seconds); returns the rate."""
+    def update(self, done: float, now: float) -> float:
+        """Notes that ``done`` standard evaluations lie behind us at ``now`` (seconds); returns the rate."""
         self._points.append((now, done))
         while len(self._points) > 2 and now - self._points[1][0] >= RATE_WINDOW:
             self._points.popleft()
@@ -103,7 +103,7 @@ class RunDisplay:
     def update(self, progress: Any, last: bool = False) -> None:
         """Shows ``progress`` (``actors.learner.Progress``) and records it; cheap enough for several times a second."""
         status, now = progress.status, self._clock()
-        rate = self._rate.update(status.done, now)
+        rate = self._rate.update(status.spent, now)
         self._say_failures(progress)
         key = (status.done, status.failed, status.version)
         if last or (key != self._recorded and now - self._recorded_at >= RECORD_EVERY):
@@ -121,7 +121,7 @@ class RunDisplay:
                     evaluators=progress.evaluators,
                 )
             )
-        over = status.done + status.failed
+        over = round(status.spent)
         left = duration_text((self._budget - over) / rate) if rate > 0 else "?"
         front = front_text(status.front, status.hypervolume)
         if self._bar is not None:

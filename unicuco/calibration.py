@@ -1,8 +1,8 @@
 """Calibration text: where it comes from, and how windows of tokens are drawn from it with a seed.
 
-Three roles never share a window: ``calibration`` (Gram matrices), ``search`` (the KL that a search sees) and
-``heldout`` (fresh windows for reporting). The first two are dealt from the front of one seeded shuffle, the
-third from its back.
+Four roles never share a window: ``calibration`` (Gram matrices), ``search`` (the KL that a search sees), ``margins``
+(what every site's next level would cost, by gradients) and ``heldout`` (fresh windows for reporting). The first three
+are dealt from the front of one seeded shuffle, the last from its back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from unicuco.errors import CalibrationError
 
-Role = Literal["calibration", "search", "heldout"]
+Role = Literal["calibration", "search", "margins", "heldout"]
 CHARS_PER_TOKEN = 8  # a window is cut from this many characters per token; English has 4 to 5, so nearly all suffice
 
 
@@ -55,11 +55,18 @@ class CalibrationConfig(BaseModel):
 
     domains: tuple[Domain, ...] = (Domain(name="sotu", source="sotu"),)
     window_length: int = Field(default=512, ge=8, le=131072)
-    calibration_windows: int = Field(default=32, ge=1)
+    calibration_windows: int = Field(default=64, ge=1)
     """Windows per domain for the Gram matrices."""
     search_windows: int = Field(default=4, ge=1)
     """Windows per domain that every evaluation runs on: the standard tokens are this x window_length x domains."""
+    margin_windows: int = Field(default=16, ge=0)
+    """Windows per domain for margins, in groups of ``search_windows``; fewer than one group: no margins."""
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def margin_groups(self) -> int:
+        """Groups of windows that margins take turns on."""
+        return self.margin_windows // self.search_windows
 
     @field_validator("domains")
     @classmethod
@@ -101,21 +108,26 @@ def draw_windows(config: CalibrationConfig, tokenizer: Any, role: Role, count: i
     Raises:
         CalibrationError: a corpus is missing, unreadable or too short.
     """
-    counts = {"calibration": config.calibration_windows, "search": config.search_windows}
+    counts = {
+        "calibration": config.calibration_windows,
+        "search": config.search_windows,
+        "margins": config.margin_windows,
+    }
     wanted = counts[role] if count is None else count
     rows: list[list[int]] = []
     owner: list[int] = []
     for d, domain in enumerate(config.domains):
         spans = _spans(read_text(domain), config.window_length)
         order = np.random.default_rng([config.seed, d]).permutation(len(spans))
-        front = config.calibration_windows + config.search_windows
+        front = sum(counts.values())
         reserved, needed, skip = 0, wanted, 0
         if role == "heldout":
             # Exactly the spans that the other roles take: the two ends of the shuffle must not meet.
             _, reserved = _first_long_enough(spans, order, tokenizer, config.window_length, front)
             order, needed = order[::-1], front + wanted
-        elif role == "search":
-            skip = config.calibration_windows
+        else:
+            # Dealt in this order, so that a larger later role leaves the earlier ones alone.
+            skip = {"calibration": 0, "search": counts["calibration"], "margins": front - counts["margins"]}[role]
             needed += skip
         found, used = _first_long_enough(spans, order, tokenizer, config.window_length, skip + wanted)
         if len(found) < skip + wanted or used + reserved > len(spans):
@@ -126,7 +138,8 @@ def draw_windows(config: CalibrationConfig, tokenizer: Any, role: Role, count: i
         rows += found[skip:]
         owner += [d] * wanted
     names = tuple(domain.name for domain in config.domains)
-    return Windows(np.array(rows, dtype=np.int32), np.array(owner, dtype=np.int32), names)
+    table = np.array(rows, dtype=np.int32).reshape(-1, config.window_length)  # a role may have no windows
+    return Windows(table, np.array(owner, dtype=np.int32), names)
 
 
 def first_windows(text: str, tokenizer: Any, tokens: int | None, window_length: int, name: str = "text") -> Windows:

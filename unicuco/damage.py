@@ -4,9 +4,11 @@ The informed mean is  m(x) = a + b · log(c + Σᵢ wᵢ Dᵢ(xᵢ)^pₖ)  with 
 factored estimate, monotone in xᵢ), one exponent p per kind of site, and one weight wᵢ per site. A plain GP falls back
 to its average far from data, which is optimistic for heavy pruning, and StratNet finds that; a monotone sum is not.
 
-The weights are not fitted one by one: log wᵢ ~ N(0, τ²), and m linearised in log w gives the kernel τ² J(x) J(x')ᵀ with
-Jᵢ = ∂m/∂log wᵢ, site i's share of the damage. So the GP carries the weights' uncertainty exactly as far as they are
-unknown. (Ours; measured in docs/decisions.md.)
+The weights are not fitted one by one: log w is a Gaussian process over sites and sizes, and m linearised in log w
+gives the kernel τ² κ(s, s') J(x) P J(x')ᵀ with Jᵢ = ∂m/∂log wᵢ, site i's share of the damage. P says that sites of one
+kind in neighbouring blocks are misjudged alike; κ, over the kept share s, that a site's weight drifts with the size of
+the model: damages of a heavily pruned model are not those of the dense one. So the GP carries the weights' uncertainty
+exactly as far as they are unknown. (Ours; measured in docs/decisions.md.)
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ import torch
 from gpytorch.priors import NormalPrior
 from torch import Tensor
 
+from unicuco.objectives import site_shares
 from unicuco.space import SearchSpace
+
+NEIGHBOURS, REACH = 0.6, 3.0
+"""Share of a weight's variance that neighbouring blocks have in common, and over how many blocks."""
+DRIFT, SPAN = 0.4, 0.2
+"""Share of a weight's variance that changes with the kept share, and over how much of it."""
 
 
 class DamageModel(gpytorch.Module):
@@ -33,6 +41,8 @@ class DamageModel(gpytorch.Module):
         self.register_buffer("levels", torch.where(levels.isinf(), 2.0, levels).contiguous())
         self.register_buffer("damage", torch.as_tensor(damage, dtype=torch.float64).clamp_min(0))
         self.register_buffer("kind", torch.tensor([kinds.index(site.kind) for site in space.sites]))
+        self.register_buffer("neighbours", _neighbours(space))
+        self.register_buffer("size_shares", torch.as_tensor(site_shares(space)))
         self.register_buffer("log_weight", torch.zeros(space.num_sites, dtype=torch.float64))
         for name, start, count, spread in (
             ("exponent", 1.0, len(kinds), 0.3),
@@ -72,9 +82,18 @@ class DamageModel(gpytorch.Module):
         terms = self.terms(x)
         return self.slope * terms / (terms.sum(-1, keepdim=True) + self.log_floor.exp())
 
-    def additive_table(self) -> Tensor:
-        """Additive damage of every level (``num_sites x max_levels``), for ``unicuco.allocation``."""
-        return (self.log_weight[:, None] + self.exponent[self.kind, None] * (self.damage + 1e-9).log()).exp()
+    def kept(self, x: Tensor) -> Tensor:
+        """Kept share of the blocks' parameters (``...``)."""
+        return 1 - x @ self.size_shares
+
+    def additive_table(self, log_weight: Tensor) -> Tensor:
+        """Additive damage of every level under ``log_weight`` (``... x num_sites``), for ``unicuco.allocation``.
+
+        Returns:
+            ``... x num_sites x max_levels``.
+        """
+        base = self.exponent[self.kind, None] * (self.damage + 1e-9).log()
+        return (log_weight[..., None] + base).exp()
 
 
 class DamageMean(gpytorch.means.Mean):
@@ -88,8 +107,23 @@ class DamageMean(gpytorch.means.Mean):
         return self.model.log_kl(x) - (self.model.shares(x) * self.model.log_weight).sum(-1)
 
 
+def drift(kept1: Tensor, kept2: Tensor) -> Tensor:
+    """κ: correlation of a site's log weight between two sizes (``n`` and ``m`` kept shares -> ``n x m``)."""
+    gap = (kept1[..., :, None] - kept2[..., None, :]) / SPAN
+    return 1 - DRIFT + DRIFT * (-gap.square() / 2).exp()
+
+
+def _neighbours(space: SearchSpace) -> Tensor:
+    """P: correlation of log weights between sites (``num_sites x num_sites``)."""
+    block = torch.tensor([float(site.block) for site in space.sites], dtype=torch.float64)
+    kinds = sorted({site.kind for site in space.sites})
+    kind = torch.tensor([kinds.index(site.kind) for site in space.sites])
+    near = (-((block[:, None] - block[None]) / REACH).square() / 2).exp() * (kind[:, None] == kind[None])
+    return NEIGHBOURS * near + (1 - NEIGHBOURS) * torch.eye(len(block), dtype=torch.float64)
+
+
 class ShareKernel(gpytorch.kernels.Kernel):
-    """J(x) J(x')ᵀ: what not knowing the sites' weights does to log KL."""
+    """κ(s, s') J(x) P J(x')ᵀ: what not knowing the sites' weights does to log KL."""
 
     has_lengthscale = False
 
@@ -98,5 +132,7 @@ class ShareKernel(gpytorch.kernels.Kernel):
         self.model = model
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: object) -> Tensor:
-        j1, j2 = self.model.shares(x1), self.model.shares(x2)
-        return (j1 * j2).sum(-1) if diag else j1 @ j2.mT
+        j1, j2 = self.model.shares(x1) @ self.model.neighbours, self.model.shares(x2)
+        if diag:
+            return (j1 * j2).sum(-1)
+        return drift(self.model.kept(x1), self.model.kept(x2)) * (j1 @ j2.mT)

@@ -20,6 +20,9 @@ import pyarrow.parquet as pq
 from unicuco.errors import EvaluationLogError
 from unicuco.storage import atomic_file
 
+MARGINS_COST = 3.0
+"""Forwards that one measurement of margins is counted as (docs/protocol.md: a backward pass is two)."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -38,6 +41,13 @@ class Candidate:
     predicted_log_kl: float = math.nan
     predicted_sigma: float = math.nan
     policy_version: int = 0
+    margin_group: int = -1
+    """Group of margin windows to measure margins on as well; -1: none."""
+
+    @property
+    def cost(self) -> float:
+        """What it costs, in standard evaluations."""
+        return 1.0 if self.margin_group < 0 else 1.0 + MARGINS_COST
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class Evaluation:
         tokens: how many positions were measured; ``cost``: full-forward-equivalent tokens spent.
         seconds: wall time on the evaluator.
         windows: hash of the token windows; ``preparation``: hash of the preparation.
+        margins: first-order changes of KL, ``num_sites x max_levels`` row by row, on other windows of the same text,
+            where the strategy's KL is ``margins_kl``; () when they were not asked for (unicuco/margins.py).
         finished: Unix time at which the measurement ended.
     """
 
@@ -80,6 +92,14 @@ class Evaluation:
     predicted_sigma: float = math.nan
     policy_version: int = 0
     finished: float = field(default_factory=time.time)
+    margin_group: int = -1
+    margins_kl: float = math.nan
+    margins: tuple[float, ...] = ()
+
+    @property
+    def evaluations(self) -> float:
+        """``cost`` in standard evaluations."""
+        return self.cost / self.tokens
 
     def levels_array(self) -> np.ndarray:
         return np.asarray(self.levels, dtype=np.int64)
@@ -90,6 +110,7 @@ _LISTS = {
     "domains": pa.list_(pa.string()),
     "domain_kl": pa.list_(pa.float64()),
     "window_kl": pa.list_(pa.float64()),
+    "margins": pa.list_(pa.float32()),
 }
 _SCALARS = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
 SCHEMA = pa.schema(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 from unicuco.calibration import Windows
 from unicuco.errors import ModelError
 from unicuco.evaluations import Candidate, Evaluation
+from unicuco.margins import Margins, measure_margins
 from unicuco.models.attention import use_fast_attention
 from unicuco.models.load import BaseModel, load_base_model
 from unicuco.models.swap import SwitchableModel
@@ -109,6 +111,7 @@ class Evaluator:
         self._device = next(base.model.parameters()).device
         self._batch_tokens = self.config.batch_tokens
         self._chunk = LOGITS_AT_ONCE
+        self._margin_windows: dict[int, tuple[Tensor, Tensor]] = {}
         self._set_windows(windows or self.preparation.search_windows)
         self._check_head()
         self._reference = self._load_reference(on_disk=windows is None)
@@ -138,7 +141,9 @@ class Evaluator:
             StrategyError: levels that the search space does not have.
         """
         levels = self.space.check_levels(np.asarray(candidate.levels))
+        began = time.perf_counter()
         measured = self.measure(self.space.shape(levels))
+        margins = self.margins(levels, candidate.margin_group) if candidate.margin_group >= 0 else None
         return Evaluation(
             eval_id=candidate.eval_id,
             levels=tuple(int(level) for level in levels),
@@ -151,8 +156,8 @@ class Evaluator:
             domains=self.windows.domains,
             domain_kl=measured.domain_kl,
             tokens=measured.tokens,
-            cost=float(measured.tokens),
-            seconds=measured.seconds,
+            cost=candidate.cost * measured.tokens,
+            seconds=time.perf_counter() - began,
             dtype=self.config.dtype,
             device=str(self._device),
             threads=torch.get_num_threads(),
@@ -163,6 +168,20 @@ class Evaluator:
             predicted_log_kl=candidate.predicted_log_kl,
             predicted_sigma=candidate.predicted_sigma,
             policy_version=candidate.policy_version,
+            margin_group=candidate.margin_group,
+            margins_kl=math.nan if margins is None else margins.kl,
+            margins=() if margins is None else tuple(float(value) for value in margins.change.flatten()),
+        )
+
+    def margins(self, levels: np.ndarray, group: int) -> Margins:
+        """Margins of one strategy (``num_sites`` level indices) on one group of the preparation's margin windows."""
+        if group not in self._margin_windows:
+            windows = torch.from_numpy(self.preparation.margin_windows(group).tokens).long().to(self._device)
+            with torch.no_grad():  # out of inference mode: autograd reads it
+                self._margin_windows[group] = (windows, self._hidden(windows).clone())
+        tokens, dense = self._margin_windows[group]
+        return measure_margins(
+            self.base.model, self._switch, self.pruner, self.space, levels, tokens, dense, self._logits
         )
 
     def measure(self, shape: Shape) -> Measurement:
@@ -196,11 +215,12 @@ class Evaluator:
         )
 
     @torch.inference_mode()
-    def _hidden(self) -> Tensor:
-        """Last hidden states of the model as it is now set (``tokens x hidden``)."""
+    def _hidden(self, tokens: Tensor | None = None) -> Tensor:
+        """Last hidden states of the model as it is now set (``tokens x hidden``), on its own windows or on others."""
+        tokens = self._tokens if tokens is None else tokens
         decoder = self.base.model.get_decoder()
-        rows = max(1, self._batch_tokens // self._tokens.shape[1])
-        parts = [decoder(input_ids=batch, use_cache=False).last_hidden_state for batch in self._tokens.split(rows)]
+        rows = max(1, self._batch_tokens // tokens.shape[1])
+        parts = [decoder(input_ids=batch, use_cache=False).last_hidden_state for batch in tokens.split(rows)]
         return torch.cat(parts).flatten(0, 1)
 
     @torch.inference_mode()

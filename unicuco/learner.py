@@ -18,23 +18,20 @@ import torch
 from pydantic import BaseModel as Config
 from pydantic import ConfigDict, Field
 
-from unicuco.allocation import allocate
-from unicuco.evaluations import Candidate, Evaluation, EvaluationLog
-from unicuco.objectives import Scale, front, hypervolume, site_shares
+from unicuco.evaluations import MARGINS_COST, Candidate, Evaluation, EvaluationLog
+from unicuco.objectives import front, hypervolume
 from unicuco.policy import Policy
 from unicuco.policy_parts import PolicyParts
-from unicuco.proposals import (
-    Proposal,
-    first_design,
-    improvise,
-    make_pool,
-    make_teachers,
-    pick,
-    strategy_key,
-)
-from unicuco.space import SearchSpace, budgets_of
-from unicuco.stratnet import StratNet, StratNetConfig, train_stratnet
-from unicuco.surrogate import NOISE_FLOOR, Surrogate, SurrogateConfig
+from unicuco.proposals import Proposal, first_design, improvise, strategy_key
+from unicuco.refit import Queue, propose, refit
+from unicuco.space import SearchSpace
+from unicuco.stratnet import StratNet, StratNetConfig
+from unicuco.surrogate import NOISE_FLOOR, SurrogateConfig
+
+BEST_KNOWN = ("prior", "stratnet", "allocation")
+"""Origins of proposals that are somebody's best guess, not a disturbed one."""
+BASES_APART = 6
+"""Margins keep their distance in size from so many before them."""
 
 
 class LearnerConfig(Config):
@@ -43,13 +40,15 @@ class LearnerConfig(Config):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     evaluations: int = Field(default=150, ge=4)
-    """The budget, failed candidates included."""
+    """The budget in standard evaluations, failed candidates and margins included."""
     first: int | None = Field(default=None, ge=2)
     """Evaluations before the first training; None: a fifth of the budget, 8 to 60."""
     batch: int = Field(default=8, ge=1)
     """New evaluations between two trainings."""
     kept_low: float = Field(default=0.4, gt=0, lt=0.97)
     """The smallest share of the blocks' parameters that the search covers."""
+    margins: float = Field(default=0.3, ge=0, le=0.75)
+    """Share of the budget for margins (unicuco/margins.py); the plain surrogate cannot use them."""
     optimism: float = Field(default=1.0, ge=0)
     """β of μ − βσ for proposing."""
     seed: int = Field(default=0, ge=0)
@@ -77,6 +76,7 @@ class LearnerStatus:
     """Counts, always ``submitted == done + failed + running``, and how far the search is.
 
     Attributes:
+        spent: of the budget by what is done or failed, in standard evaluations.
         front: (kept, KL) of the measured non-dominated strategies, by size.
         hypervolume: of (kept, log KL), reference (1, log KL of uniform at kept 0.5); 0 before that is known.
     """
@@ -88,6 +88,7 @@ class LearnerStatus:
     version: int
     hypervolume: float
     front: list[tuple[float, float]]
+    spent: float = 0.0
 
 
 class Learner:
@@ -103,9 +104,11 @@ class Learner:
         config: LearnerConfig,
         log: EvaluationLog,
         provenance: dict[str, Any] | None = None,
+        margin_groups: int = 0,
     ) -> None:
         """
         Args:
+            margin_groups: groups of windows that margins take turns on; 0: none are asked for.
             damage: the preparation's table (``num_sites x max_levels``); unused by the plain surrogate.
             provenance: what the policy says of its origin (model, preparation, calibration, versions).
         """
@@ -114,14 +117,16 @@ class Learner:
             config = config.model_copy(update={"stratnet": config.stratnet.model_copy(update={"teaching": 0.0})})
         self.space, self.config, self.log = space, config, log
         # A small space may hold fewer strategies than the budget; none is proposed twice.
-        self._budget = min(config.evaluations, math.prod(int(n) for n in space.num_levels))
+        self._most = math.prod(int(n) for n in space.num_levels)
+        self._margin_groups = 0 if plain or config.margins == 0 else margin_groups
         self.provenance = provenance or {}
         self._damage = None if plain else damage
         self._lock = threading.RLock()
         self._done: dict[str, Evaluation] = {e.eval_id: e for e in log.read()}
         self._running: dict[str, Candidate] = {}
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, Candidate] = {}
         self._again: deque[Candidate] = deque()
+        self._bases = [e.kept for e in self._done.values() if e.margin_group >= 0]
         self._taken = {strategy_key(e.levels_array()) for e in self._done.values()}
         self._next_id = 1 + max((_number(eval_id) for eval_id in self._done), default=-1)
         self._version = max((e.policy_version for e in self._done.values()), default=0)
@@ -178,7 +183,7 @@ class Learner:
             if candidate.eval_id not in self._done:
                 self._running.pop(candidate.eval_id, None)
                 self._drop_waiting(candidate.eval_id)
-                self._failed[candidate.eval_id] = reason
+                self._failed[candidate.eval_id] = candidate
 
     def needs_training(self) -> bool:
         """Whether enough is new since the last training, or everything is done and not all of it was used."""
@@ -199,9 +204,10 @@ class Learner:
             done = list(self._done.values())
             running = len(self._running) + len(self._again)
             counts = (len(done) + len(self._failed) + running, len(done), len(self._failed), running, self._version)
+            spent = self._spent() - sum(c.cost for c in (*self._running.values(), *self._again))
         points = np.array([(e.kept, e.kl) for e in done if e.kl > 0]).reshape(-1, 2)
         best = points[front(points)] if len(points) else points
-        return LearnerStatus(*counts, self._hypervolume(done), [(float(k), float(v)) for k, v in best])
+        return LearnerStatus(*counts, self._hypervolume(done), [(float(k), float(v)) for k, v in best], spent)
 
     def evaluations(self) -> list[Evaluation]:
         """Everything done, in the order in which it was counted."""
@@ -212,17 +218,30 @@ class Learner:
         self._again = deque(c for c in self._again if c.eval_id != eval_id)
 
     def _exhausted(self) -> bool:
-        spent = len(self._done) + len(self._failed) >= self._budget
-        return spent and not self._running and not self._again
+        return self._handed_out() and not self._running and not self._again
+
+    def _spent(self) -> float:
+        """Standard evaluations, those under way included."""
+        under_way = [*self._failed.values(), *self._running.values(), *self._again]
+        return sum(e.evaluations for e in self._done.values()) + sum(c.cost for c in under_way)
+
+    def _handed_out(self) -> bool:
+        count = len(self._done) + len(self._failed) + len(self._running) + len(self._again)
+        return count >= self._most or self._spent() > self.config.evaluations - 1
 
     def _new_candidate(self) -> Candidate | None:
-        handed_out = len(self._done) + len(self._failed) + len(self._running) + len(self._again)
-        if handed_out >= self._budget:
+        if self._handed_out():
             return None
         (levels, origin), mean, deviation = self._next_proposal()
         self._taken.add(strategy_key(levels))
         candidate = Candidate(
-            f"{self._next_id:06d}", tuple(int(v) for v in levels), origin, mean, deviation, self._version
+            f"{self._next_id:06d}",
+            tuple(int(v) for v in levels),
+            origin,
+            mean,
+            deviation,
+            self._version,
+            self._margin_group(levels, origin),
         )
         self._next_id += 1
         return candidate
@@ -234,6 +253,27 @@ class Learner:
                 return entry
         levels = improvise(self.space, self._damage, self.config.kept_low, self._taken, self._spare)
         return (levels, "improvised"), math.nan, math.nan
+
+    def _margin_group(self, levels: np.ndarray, origin: str) -> int:
+        """Whether a new candidate measures margins too, and on which windows; -1: no.
+
+        Margins are spread evenly over the run and over the sizes, at strategies that are thought to be best: what they
+        say holds around a strategy, and around bad ones nobody will look again.
+        """
+        if not self._margin_groups or origin not in BEST_KNOWN:
+            return -1
+        spent, budget = self._spent(), self.config.evaluations
+        asked = MARGINS_COST * (len(self._bases) + 1)
+        if asked > self.config.margins * min(budget, 1.5 * (spent + 8)) or spent + 1 + MARGINS_COST > budget:
+            return -1
+        kept = float(self.space.kept(levels))
+        # The last few bases leave room for one more where the gap between them is widest.
+        recent = [self.config.kept_low - 0.1, 1.05, *self._bases[-BASES_APART:]]
+        gap = min(abs(kept - base) for base in recent)
+        if gap < (1 - self.config.kept_low) / (2 * (1 + min(len(self._bases), BASES_APART))):
+            return -1
+        self._bases.append(kept)
+        return (len(self._bases) - 1) % self._margin_groups
 
     def _hypervolume(self, done: list[Evaluation]) -> float:
         uniform = [e.kl for e in done if e.origin == "uniform" and e.kept <= 0.5]  # the ladder ends at bound 0.5
@@ -251,26 +291,25 @@ class Learner:
             pending = [*self._running.values(), *self._again]
             taken = set(self._taken)
             final = self._exhausted()
-        levels = np.array([e.levels for e in done])
-        kl = np.array([e.kl for e in done])
-        usable = self._usable(levels, kl)
-        surrogate = Surrogate(self.space, self._damage, self.config.surrogate).fit(levels[usable], kl[usable])
-        scale = self._scale(surrogate, levels[usable], kl[usable])
-        teachers = make_teachers(self.space, surrogate, scale)
         settings = self.config.stratnet
         if final:
             settings = settings.model_copy(update={"steps": settings.steps * 3})
-        shares = torch.as_tensor(site_shares(self.space))
-        net, loss = train_stratnet(self._net, surrogate, shares, scale, teachers, settings, self._generator)
-        queue = deque() if final else self._proposals(surrogate, net, scale, levels, kl, pending, taken)
+        config, low = self.config, self.config.kept_low
+        found = refit(self.space, self._damage, config.surrogate, settings, self._net, low, done, self._generator)
+        queue: Queue = deque()
+        if not final:
+            count = 3 * config.batch
+            queue = propose(self.space, found, low, config.optimism, count, done, pending, taken, self._generator)
         with self._lock:
-            self._net = net
+            self._net = found.net
             self._version += 1
             self._trained_on = len(done)
             first = [entry for entry in self._queue if math.isnan(entry[1])] if not final else []
             self._queue = deque(first) + queue  # what is left of the first design still goes first
-            self._parts = PolicyParts(self.space, self._damage, surrogate, net, scale, tuple(done), self._version)
-            return TrainReport(self._version, len(done), loss, surrogate.noise_std)
+            self._parts = PolicyParts(
+                self.space, self._damage, found.surrogate, found.net, found.scale, tuple(done), self._version
+            )
+            return TrainReport(self._version, len(done), found.loss, found.surrogate.noise_std)
 
     def policy(self) -> Policy:
         """What training has left behind so far; trains first if it never has."""
@@ -282,48 +321,6 @@ class Learner:
     def save_policy(self, folder: Path) -> None:
         """Writes the policy of the last training, replacing the one there (atomic)."""
         self.policy().save(folder)
-
-    def _usable(self, levels: np.ndarray, kl: np.ndarray) -> np.ndarray:
-        """Indices that the surrogate sees: all but the dense strategy, bounded in number."""
-        indices = np.flatnonzero(np.isfinite(kl) & (levels.sum(axis=1) > 0))
-        most = self.config.surrogate.max_points
-        if len(indices) <= most:
-            return indices
-        # The best quality per size says where the front is; the newest say what was asked last.
-        rank = np.argsort(np.log(kl[indices] + NOISE_FLOOR) + 4 * self.space.kept(levels[indices]))
-        chosen = set(indices[rank[: most // 2]]) | set(indices[-most // 2 :])
-        return np.array(sorted(chosen))
-
-    def _scale(self, surrogate: Surrogate, levels: np.ndarray, kl: np.ndarray) -> Scale:
-        low = self.config.kept_low
-        shared = surrogate.damage_model
-        if shared is None:
-            logs = np.log(kl + NOISE_FLOOR)
-            return Scale(low, float(logs.min()), float(max(logs.max(), logs.min() + 0.1)))
-        with torch.no_grad():
-            ends = allocate(self.space, shared.additive_table().numpy(), budgets_of(self.space, np.array([0.97, low])))
-            mean, _ = surrogate.predict(torch.as_tensor(self.space.sparsities(ends)))
-        return Scale(low, float(mean[0]), float(max(mean[1], mean[0] + 0.1)))
-
-    def _proposals(
-        self,
-        surrogate: Surrogate,
-        net: StratNet,
-        scale: Scale,
-        levels: np.ndarray,
-        kl: np.ndarray,
-        pending: list[Candidate],
-        taken: set[bytes],
-    ) -> deque[tuple[Proposal, float, float]]:
-        pool = make_pool(self.space, surrogate, net, self.config.kept_low, taken, self._generator)
-        known = np.column_stack([self.space.kept(levels), np.log(kl + NOISE_FLOOR)])
-        if pending:
-            waiting = np.array([c.levels for c in pending])
-            with torch.no_grad():
-                mean, _ = surrogate.predict(torch.as_tensor(self.space.sparsities(waiting)))
-            known = np.vstack([known, np.column_stack([self.space.kept(waiting), mean.numpy()])])
-        chosen = pick(pool, known, scale, self.config.optimism, 3 * self.config.batch)
-        return deque(((pool.levels[i], pool.origins[i]), float(pool.mean[i]), float(pool.deviation[i])) for i in chosen)
 
 
 def _number(eval_id: str) -> int:

@@ -6,7 +6,7 @@ A folder named by the hash of everything it depends on:
 - ``order.safetensors``: per block, KV groups and neurons from most to least important;
 - ``factors.safetensors``: per block, the Cholesky factors of the ordered Gram matrices (width only);
 - ``damage.safetensors``: predicted damage of every level of every site (``num_sites x max_levels``), a prior;
-- ``windows.safetensors``: the calibration and search windows;
+- ``windows.safetensors``: the calibration, search and margin windows;
 - ``reference/``: the dense model's outputs on the search windows, one file per dtype (unicuco/reference.py).
 """
 
@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unicuco.calibration import CalibrationConfig, Windows, draw_windows
+from unicuco.calibration import CalibrationConfig, Role, Windows, draw_windows
 from unicuco.errors import PreparationError
 from unicuco.models.geometry import Geometry
 from unicuco.models.load import BaseModel
@@ -37,7 +37,7 @@ from unicuco.space import SearchSpace, SpaceConfig
 from unicuco.statistics import BlockStatistics, collect_statistics
 from unicuco.storage import atomic_folder, cache_dir, content_hash, write_json
 
-FORMAT = 1
+FORMAT = 2
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
@@ -52,7 +52,7 @@ class PreparationConfig(Config):
     dtype: str = Field(default="bfloat16", pattern="^(bfloat16|float32)$")
     """Of the forwards; Gram matrices are summed in float32 and factored in float64."""
     ridge: float = Field(default=1e-2, gt=0, le=1)
-    """Added to the Gram matrices, as a share of their mean diagonal."""
+    """Added to the Gram matrices, as a share of their median diagonal."""
     elimination_step: int = Field(default=16, ge=1)
     """Neurons removed between two re-solves while ordering."""
     gradient_windows: int = Field(default=4, ge=1)
@@ -111,9 +111,20 @@ class Preparation:
 
     @cached_property
     def search_windows(self) -> Windows:
+        return self._windows("search")
+
+    def margin_windows(self, group: int) -> Windows:
+        """One group of the margin windows: per domain as many as there are search windows."""
+        calibration = self.config.calibration
+        found, each = self._windows("margins"), calibration.search_windows
+        place = np.arange(len(found.tokens)) % max(calibration.margin_windows, 1)  # within its domain
+        rows = place // each == group
+        return Windows(found.tokens[rows], found.domain[rows], found.domains)
+
+    def _windows(self, role: str) -> Windows:
         stored = self._tensors("windows")
         names = tuple(domain.name for domain in self.config.calibration.domains)
-        return Windows(stored["search.tokens"].numpy(), stored["search.domain"].numpy(), names)
+        return Windows(stored[f"{role}.tokens"].numpy(), stored[f"{role}.domain"].numpy(), names)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         path = self.folder / f"{name}.safetensors"
@@ -135,10 +146,10 @@ class Preparation:
             )
 
 
-def preparation_digest(model_digest: str, config: PreparationConfig, calibration: Windows, search: Windows) -> str:
+def preparation_digest(model_digest: str, config: PreparationConfig, windows: dict[str, Windows]) -> str:
     """The name of a preparation: a hash over the content of everything it depends on."""
     recipe = config.model_dump(mode="json", exclude={"calibration"})
-    return content_hash([FORMAT, model_digest, recipe, calibration.digest, search.digest])
+    return content_hash([FORMAT, model_digest, recipe, *(found.digest for found in windows.values())])
 
 
 def prepare(
@@ -159,15 +170,15 @@ def prepare(
     from filelock import FileLock
 
     report = progress or (lambda stage, done, total: None)
-    calibration = draw_windows(config.calibration, tokenizer, "calibration")
-    search = draw_windows(config.calibration, tokenizer, "search")
-    digest = preparation_digest(base.source.digest, config, calibration, search)
+    roles: tuple[Role, ...] = ("calibration", "search", "margins")
+    windows: dict[str, Windows] = {role: draw_windows(config.calibration, tokenizer, role) for role in roles}
+    digest = preparation_digest(base.source.digest, config, windows)
     target = (root or cache_dir() / "preparations") / digest[:24]
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(target) + ".lock"):
         if not (target / "preparation.json").is_file():
             with atomic_folder(target, replace=True) as scratch:  # what lies there lacks its description
-                _build(scratch, base, config, calibration, search, digest, report)
+                _build(scratch, base, config, windows, digest, report)
     return Preparation.open(target)
 
 
@@ -175,12 +186,11 @@ def _build(
     scratch: Path,
     base: BaseModel,
     config: PreparationConfig,
-    calibration: Windows,
-    search: Windows,
+    windows: dict[str, Windows],
     digest: str,
     report: Progress,
 ) -> None:
-    statistics = collect_statistics(base.model, calibration, config.gradient_windows, report)
+    statistics = collect_statistics(base.model, windows["calibration"], config.gradient_windows, report)
     space = SearchSpace(base.geometry, config.space)
     orders: dict[str, Tensor] = {}
     factors: dict[str, Tensor] = {}
@@ -203,7 +213,6 @@ def _build(
     if factors:
         save_file(factors, scratch / "factors.safetensors")
     save_file({"damage": torch.from_numpy(_damage_table(space, curves))}, scratch / "damage.safetensors")
-    windows = {"calibration": calibration, "search": search}
     save_file(
         {
             f"{role}.{part}": torch.from_numpy(np.ascontiguousarray(getattr(found, part)))

@@ -42,7 +42,7 @@ def first_design(
         spread = np.where(np.arange(rest) < rest // 4, 0.0, rng.choice([0.4, 0.8], size=rest))
         weights = np.exp(rng.standard_normal((rest, space.num_sites)) * spread[:, None])
         levels = allocate(space, damage[None] * weights[:, :, None], budgets_of(space, sizes))
-        proposals += [(row, "prior") for row in levels]
+        proposals += [(row, "prior" if exact else "disturbed") for row, exact in zip(levels, spread == 0, strict=True)]
     return _distinct(proposals, set())[:count]
 
 
@@ -114,8 +114,14 @@ def make_pool(
     proposals: list[Proposal] = [(row, "stratnet") for row in space.snap(wishes)]
     if surrogate.damage_model is not None:
         sizes = kept_low + (0.97 - kept_low) * torch.rand(size, generator=generator, dtype=torch.float64).numpy()
-        tables = surrogate.sample_weights(size, generator).numpy()
-        proposals += [(row, "thompson") for row in allocate(space, tables, budgets_of(space, sizes))]
+        proposals += [
+            (row, origin)
+            for origin, tables in (
+                ("allocation", surrogate.tables(sizes)),
+                ("thompson", surrogate.sample_tables(sizes, generator)),
+            )
+            for row in allocate(space, tables, budgets_of(space, sizes))
+        ]
         # StratNet's answers with one swap: what a smooth network cannot step over.
         base = np.array([row for row, origin in proposals])
         proposals += [(row, "swap") for row in _swapped(space, base, generator)]
@@ -147,12 +153,11 @@ def pick(pool: Pool, known: np.ndarray, scale: Scale, optimism: float, count: in
 
 def make_teachers(space: SearchSpace, surrogate: Surrogate, scale: Scale, count: int = 96) -> Teachers | None:
     """Allocations under the surrogate's weights for ``count`` sizes, each with the preference that it answers."""
-    shared = surrogate.damage_model
-    if shared is None:
+    if surrogate.damage_model is None:
         return None
     sizes = np.linspace(scale.kept_low, 0.99, count)
+    levels = allocate(space, surrogate.tables(sizes), budgets_of(space, sizes))
     with torch.no_grad():
-        levels = allocate(space, shared.additive_table().numpy(), budgets_of(space, sizes))
         strategy = torch.as_tensor(space.sparsities(levels))
         mean, _ = surrogate.predict(strategy)
         kept = torch.as_tensor(space.kept(levels))

@@ -19,11 +19,16 @@ from pydantic import BaseModel as Config
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from unicuco.damage import DamageMean, DamageModel, ShareKernel
+from unicuco.damage import DamageMean, DamageModel, ShareKernel, drift
+from unicuco.slopes import Slopes
 from unicuco.space import SearchSpace
 
 NOISE_FLOOR = 1e-4
 """Added to a KL before its logarithm: differences below it are noise."""
+SLOPE_ERROR, SLOPE_FLOOR, SLOPE_SCALE = 0.3, 0.002, 0.5
+"""What a slope may be off by: a share of what the damages promise, at least this much in log KL, and a common factor."""
+MIDDLE_SIZES = (0.5, 0.7, 0.9)
+"""Kept shares whose mean weights the model is linearised at."""
 
 
 class SurrogateConfig(Config):
@@ -51,15 +56,19 @@ class Surrogate:
         self.space = space
         self._damage = damage
         self.model: SingleTaskGP | None = None
+        self._slopes: Slopes | None = None
         self._shift, self._scale = 0.0, 1.0
 
-    def fit(self, levels: np.ndarray, kl: np.ndarray) -> Surrogate:
+    def fit(self, levels: np.ndarray, kl: np.ndarray, slopes: Slopes | None = None) -> Surrogate:
         """Fits hyper-parameters and weights to evaluations.
 
         Args:
             levels: ``n x num_sites`` level indices, n >= 2.
             kl: ``n`` KLs in nats per token.
+            slopes: what margins measured; the ``damage`` form alone learns from them, and they leave the
+                hyper-parameters alone.
         """
+        self._slopes = slopes if slopes is not None and len(slopes) and self.config.mean == "damage" else None
         x = torch.as_tensor(self.space.sparsities(levels))
         y = torch.as_tensor(np.log(np.maximum(kl, 0.0) + NOISE_FLOOR))
         self.model = self._build(x, y)
@@ -84,7 +93,7 @@ class Surrogate:
         residual = MaternKernel(nu=2.5, lengthscale_prior=LogNormalPrior(math.log(2.0), 0.7))
         residual.lengthscale = 2.0
         parts = []
-        for kernel, scale, spread in ((ShareKernel(shared), 0.3, 0.7), (residual, 0.05, 0.7)):
+        for kernel, scale, spread in ((ShareKernel(shared), 0.5, 0.25), (residual, 0.04, 0.5)):
             # Priors on output scales are on variances, hence twice the spread in logs.
             scaled = ScaleKernel(kernel, outputscale_prior=LogNormalPrior(2 * math.log(scale), 2 * spread))
             scaled.outputscale = scale**2
@@ -114,18 +123,74 @@ class Surrogate:
         self._x = model.train_inputs[0]
         noise = model.likelihood.noise.detach().squeeze()
         covariance = model.covar_module(self._x).to_dense() + noise * torch.eye(len(self._x), dtype=torch.float64)
-        self._factor = torch.linalg.cholesky(covariance)
         gap = model.train_targets - model.mean_module(self._x)
+        if self._slopes is not None:
+            shared = self.damage_model
+            assert shared is not None
+            up, down = self._slopes.x_up, self._slopes.x_down
+            promised = model.mean_module(up) - model.mean_module(down)
+            self._steps = shared.shares(up) - shared.shares(down)
+            self._steps_kept = shared.kept(self._slopes.x_base)
+            own = self._variance * drift(self._steps_kept, self._steps_kept)
+            own = own * (self._steps @ shared.neighbours @ self._steps.T)
+            # A base's slopes may all be off by one factor; what they say of each other is worth more.
+            alike = self._slopes.group[:, None] == self._slopes.group[None]
+            error = SLOPE_SCALE**2 * promised[:, None] * promised[None] * alike
+            error = error + ((SLOPE_ERROR * promised).square() + SLOPE_FLOOR**2).diag()
+            across = self._to_slopes(self._x)
+            covariance = torch.cat([torch.cat([covariance, across], 1), torch.cat([across.T, own + error], 1)])
+            gap = torch.cat([gap, self._slopes.rise + self._bend() - promised])
+        self._factor = torch.linalg.cholesky(covariance)
         self._alpha = torch.cholesky_solve(gap[:, None], self._factor)[:, 0]
         self._noise = noise
 
+    def _bend(self) -> Tensor:
+        """What the second-order terms of both sides add to each slope, in log KL (unicuco/margins.py)."""
+        shared, slopes = self.damage_model, self._slopes
+        assert shared is not None and slopes is not None
+        up, down, base = (shared.terms(x).sum(-1) for x in (slopes.x_up, slopes.x_down, slopes.x_base))
+        return shared.slope * (up + down - 2 * base) / (base + shared.log_floor.exp())
+
+    @property
+    def _variance(self) -> Tensor:
+        """τ²: prior variance of a site's log weight."""
+        assert self.model is not None
+        return self.model.covar_module.kernels[0].outputscale
+
+    def _to_slopes(self, x: Tensor) -> Tensor:
+        """Covariance of log KL at ``x`` with the slopes (``n x num_slopes``), through the weights alone."""
+        shared = self.damage_model
+        assert shared is not None
+        shares = shared.shares(x) @ shared.neighbours @ self._steps.T
+        return self._variance * drift(shared.kept(x), self._steps_kept) * shares
+
+    def _weights_to_data(self, kept: Tensor) -> Tensor:
+        """Covariance of every site's log weight at ``kept`` with all data (``num_sites x num_data``)."""
+        shared = self.damage_model
+        assert shared is not None
+        rows = [shared.shares(self._x) @ shared.neighbours * drift(shared.kept(self._x), kept[None])]
+        if self._slopes is not None:
+            rows.append(self._steps @ shared.neighbours * drift(self._steps_kept, kept[None]))
+        return self._variance * torch.cat(rows).T
+
+    @torch.no_grad()
+    def log_weights(self, kept: Tensor) -> Tensor:
+        """Posterior mean of the sites' log weights at each kept share (``n`` -> ``n x num_sites``)."""
+        return torch.stack([self._weights_to_data(size) @ self._alpha for size in kept])
+
+    @torch.no_grad()
+    def tables(self, kept: np.ndarray) -> np.ndarray:
+        """Additive damage tables as they are at each kept share (``n`` -> ``n x num_sites x max_levels``)."""
+        shared = self.damage_model
+        assert shared is not None, "the plain surrogate has no tables"
+        return shared.additive_table(self.log_weights(torch.as_tensor(kept))).numpy()
+
     @torch.no_grad()
     def _move_weights(self) -> None:
-        """Sets the sites' weights to their posterior mean: the next linearisation starts there."""
-        shared, model = self.damage_model, self.model
-        assert shared is not None and model is not None
-        variance = model.covar_module.kernels[0].outputscale
-        shared.log_weight.copy_(variance * (shared.shares(self._x).T @ self._alpha))
+        """Sets the sites' weights to their posterior mean over sizes: the next linearisation starts there."""
+        shared = self.damage_model
+        assert shared is not None
+        shared.log_weight.copy_(self.log_weights(torch.tensor(MIDDLE_SIZES, dtype=torch.float64)).mean(0))
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior of log KL on the search windows, differentiable in ``x``.
@@ -139,6 +204,8 @@ class Surrogate:
         model = self.model
         assert model is not None, "fit the surrogate first"
         cross = model.covar_module(x, self._x).to_dense()
+        if self._slopes is not None:
+            cross = torch.cat([cross, self._to_slopes(x)], dim=-1)
         mean = model.mean_module(x) + cross @ self._alpha
         reduced = torch.linalg.solve_triangular(self._factor, cross.mT, upper=False)
         prior = model.covar_module(x, diag=True)
@@ -146,18 +213,26 @@ class Surrogate:
         return mean * self._scale + self._shift, variance.sqrt() * self._scale
 
     @torch.no_grad()
-    def sample_weights(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draws of the additive damage table from the weights' posterior (``count x num_sites x max_levels``)."""
-        shared, model = self.damage_model, self.model
-        assert shared is not None and model is not None
-        variance = model.covar_module.kernels[0].outputscale
-        shares = shared.shares(self._x)
-        reduced = torch.linalg.solve_triangular(self._factor, shares, upper=False)
-        sites = shares.shape[1]
-        covariance = variance * torch.eye(sites, dtype=torch.float64) - variance**2 * reduced.T @ reduced
-        root = torch.linalg.cholesky(covariance + 1e-8 * torch.eye(sites, dtype=torch.float64))
-        draws = torch.randn(count, sites, dtype=torch.float64, generator=generator) @ root.T
-        return shared.additive_table() * draws.exp()[:, :, None]
+    def sample_tables(self, kept: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """Draws of the additive damage table from the weights' posterior, one for each kept share.
+
+        Returns:
+            ``n x num_sites x max_levels``. Shares are rounded to hundredths, so that equal ones share their algebra.
+        """
+        shared = self.damage_model
+        assert shared is not None, "the plain surrogate has no tables"
+        rounded = np.round(kept, 2)
+        tables = np.empty((len(kept), *shared.damage.shape))
+        for size in np.unique(rounded):
+            rows = np.flatnonzero(rounded == size)
+            across = self._weights_to_data(torch.tensor(size, dtype=torch.float64))
+            reduced = torch.linalg.solve_triangular(self._factor, across.T, upper=False)
+            sites = len(across)
+            covariance = self._variance * shared.neighbours - reduced.T @ reduced
+            root = torch.linalg.cholesky(covariance + 1e-8 * torch.eye(sites, dtype=torch.float64))
+            draws = torch.randn(len(rows), sites, dtype=torch.float64, generator=generator) @ root.T
+            tables[rows] = shared.additive_table(across @ self._alpha + draws).numpy()
+        return tables
 
     @property
     def noise_std(self) -> float:
@@ -169,6 +244,8 @@ class Surrogate:
         assert self.model is not None
         tensors = {f"model.{k}": v.detach().contiguous() for k, v in self.model.state_dict().items()}
         tensors |= {"train.x": self._x.contiguous(), "train.y": self.model.train_targets.contiguous()}
+        if self._slopes is not None:
+            tensors |= {f"slopes.{name}": tensor.contiguous() for name, tensor in vars(self._slopes).items()}
         return tensors | {"scaling": torch.tensor([self._shift, self._scale], dtype=torch.float64)}
 
     @classmethod
@@ -184,5 +261,9 @@ class Surrogate:
             surrogate.model = surrogate._build(state["train.x"], targets * scale + shift)
         surrogate.model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
         surrogate._shift, surrogate._scale = shift, scale
+        if "slopes.rise" in state:
+            surrogate._slopes = Slopes(
+                **{name: state[f"slopes.{name}"] for name in ("x_up", "x_down", "x_base", "rise", "group")}
+            )
         surrogate._cache()
         return surrogate

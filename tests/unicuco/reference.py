@@ -79,7 +79,7 @@ class SlowReference:
         new = torch.zeros_like(weight)
         if 0 < kept < len(order):
             gram = self.grams[block][kind]
-            gram = gram + self.ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+            gram = gram + self.ridge * gram.diagonal().median() * torch.eye(len(gram), dtype=gram.dtype)
             new[:, stays] = weight @ gram[:, stays] @ torch.linalg.inv(gram[stays][:, stays])
         elif kept:
             new = weight.clone()

@@ -122,7 +122,7 @@ def test_damage_is_half_the_trace_of_metric_and_residual(load: Load, text_file: 
         linear = block.self_attn.o_proj if site.kind == "attention" else block.mlp.down_proj
         weight, metric = linear.weight.double(), statistics[site.block].metrics[site.kind].double()
         gram = statistics[site.block].grams[site.kind].double()
-        gram = gram + found.config.ridge * gram.diagonal().mean() * torch.eye(len(gram))
+        gram = gram + found.config.ridge * gram.diagonal().median() * torch.eye(len(gram))
         order = found.orders[f"{site.kind}.{site.block}"]
         unit = weight.shape[1] // len(order)
         for j, level in enumerate(site.levels):
