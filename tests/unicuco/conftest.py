@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 
 from tests.unicuco import tiny
+from unicuco.evaluator import Evaluator
 from unicuco.models.load import BaseModel, load_base_model
 from unicuco.preparation import Preparation, prepare
 from unicuco.space import SpaceConfig
@@ -67,3 +68,8 @@ def prepared(load: Callable[..., BaseModel], text_file: Path) -> Callable[..., P
         return prepare(base, tiny.tokenizer(), tiny.preparation_config(text_file, space=space))
 
     return find
+
+
+@pytest.fixture(scope="module")
+def llama(model_folder: Callable[[str], Path], prepared: Callable[..., Preparation]) -> Evaluator:
+    return Evaluator(str(model_folder("llama")), prepared("llama").folder, tiny.FLOAT32)
