@@ -18,8 +18,8 @@ from torch import Tensor
 from unicuco.calibration import Windows
 from unicuco.errors import ModelError
 from unicuco.evaluations import Candidate, Evaluation
-from unicuco.models.attention import use_fast_attention
 from unicuco.models.head import Head
+from unicuco.models.hetero.attention_unicuco import use_fast_attention
 from unicuco.models.load import BaseModel, load_base_model
 from unicuco.models.swap import SwitchableModel
 from unicuco.preparation import Preparation

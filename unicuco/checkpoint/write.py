@@ -156,8 +156,8 @@ def _save(model: Any, tokenizer: Any, folder: Path, layout: Layout, max_shard_si
         tokenizer.save_pretrained(folder)
     if layout == "hetero":
         code = Path(__file__).parents[1] / "models" / "hetero"
-        for name in ("configuration_unicuco.py", "modeling_unicuco.py"):
-            shutil.copyfile(code / name, folder / name)
+        for file in code.glob("*_unicuco.py"):
+            shutil.copyfile(file, folder / file.name)
     readable = (folder / "config.json").stat().st_mode
     for weights in folder.glob("*.safetensors"):  # safetensors makes them readable by nobody else, whatever the umask
         weights.chmod(readable)
