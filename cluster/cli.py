@@ -77,6 +77,7 @@ def prune(
     threads: Threads = None,
     measure: Annotated[bool, typer.Option(help="Measure the result on fresh text.")] = True,
     replace: Annotated[bool, typer.Option(help="Replace a checkpoint that is there.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the base model's own code.")] = False,
 ) -> None:
     """Answers one request and writes the answer as a checkpoint that transformers loads.
 
@@ -85,7 +86,7 @@ def prune(
     from cluster.pruning import run_prune
 
     asked = _asked(kept, ratio, params, max_bytes, max_kl, preference)
-    run_prune(policy, asked, output, layout, model, dtype, device, threads, measure, replace)
+    run_prune(policy, asked, output, layout, model, dtype, device, threads, measure, replace, trust_remote_code)
 
 
 @app.command()

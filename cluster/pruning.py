@@ -28,6 +28,7 @@ def run_prune(
     threads: int | None,
     measure: bool,
     replace: bool,
+    trust_remote_code: bool,
 ) -> None:
     """Writes the checkpoint and prints what was promised, measured and verified.
 
@@ -46,7 +47,7 @@ def run_prune(
 
     transformers_logging.disable_progress_bar()
     try:
-        config = EvaluatorConfig(dtype=dtype, device=device, threads=threads)
+        config = EvaluatorConfig(dtype=dtype, device=device, threads=threads, trust_remote_code=trust_remote_code)
     except ValidationError as error:
         raise RequestError(f"{explain_validation(error)}.") from error
     console = Console()

@@ -9,6 +9,7 @@ import sys
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
         sys.exit('Usage: python examples/generate.py CHECKPOINT ["How the text starts"]')
     folder = sys.argv[1]
     start = sys.argv[2] if len(sys.argv) > 2 else "The state of our union is"
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     prompt = tokenizer(start, return_tensors="pt")

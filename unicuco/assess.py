@@ -12,7 +12,8 @@ import torch
 
 from unicuco.calibration import CalibrationConfig, Domain, Windows, draw_windows, first_windows, read_text
 from unicuco.errors import ModelError
-from unicuco.models.load import DTYPES, check_device, load_tokenizer
+from unicuco.models.head import Head
+from unicuco.models.load import load_model, load_tokenizer
 from unicuco.models.source import find_model
 from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
 
@@ -67,24 +68,25 @@ def assess(
     sources = [find_model(name) for name in (base, model) if name]
     windows = _windows(load_tokenizer(sources[-1], trust_remote_code), text, tokens, window_length, seed)
     results: list[Assessment] = []
-    reference: tuple[torch.Tensor, _Head] | None = None
+    reference: tuple[torch.Tensor, Head] | None = None
     for source in sources:
-        loaded = _load(source.folder, source.spec, dtype, device, trust_remote_code)
+        loaded = load_model(source, dtype, device, trust_remote_code)
         hidden, seconds = _hidden(loaded, windows)
-        head = _Head(loaded)
+        head = Head(loaded)
         dense, dense_head = reference or (hidden, head)
         if dense_head.vocab_size != head.vocab_size:
             raise ModelError(f"{source.spec} and {sources[0].spec} have different vocabularies; no KL between them.")
         targets = torch.from_numpy(windows.tokens).long().roll(-1, dims=1)
         targets[:, -1] = -1
-        found = compare(hidden, Reference(hidden=dense), targets.flatten().to(device), head, LOGITS_AT_ONCE, dense_head)
-        scored = targets.flatten().to(device) >= 0
+        targets = targets.flatten().to(device)
+        with torch.inference_mode():
+            found = compare(hidden, Reference(hidden=dense), targets, head, LOGITS_AT_ONCE, dense_head)
         first = reference is None
         results.append(
             Assessment(
                 model=source.spec,
                 parameters=sum(p.numel() for p in {id(p): p for p in loaded.parameters()}.values()),
-                perplexity=float(found.loss[scored].mean().exp()),
+                perplexity=float(found.loss[targets >= 0].mean().exp()),
                 kl=None if first else float(found.forward.mean()),
                 kl_reverse=None if first else float(found.reverse.mean()),
                 tokens=windows.tokens.size,
@@ -94,20 +96,6 @@ def assess(
         reference = (hidden, head)
         del loaded
     return results
-
-
-class _Head:
-    """Hidden states -> logits, as the model itself does it."""
-
-    def __init__(self, model: Any) -> None:
-        self._head = model.get_output_embeddings()
-        self.vocab_size = int(self._head.weight.shape[0])
-        self._cap = getattr(model.config, "final_logit_softcapping", None)
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            scores = self._head(hidden)
-            return scores if self._cap is None else self._cap * torch.tanh(scores / self._cap)
 
 
 def _base_of(folder: Path) -> str | None:
@@ -123,19 +111,6 @@ def _windows(tokenizer: Any, text: str, tokens: int, window_length: int, seed: i
         return first_windows(read_text(domain), tokenizer, tokens, window_length, domain.name)
     config = CalibrationConfig(domains=(domain,), window_length=window_length, seed=seed)
     return draw_windows(config, tokenizer, "heldout", max(tokens // window_length, 1))
-
-
-def _load(folder: Path, spec: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{spec} does not load as a causal language model: {error}") from error
-    torch.nn.Module.to(model, check_device(device))
-    return model.eval().requires_grad_(False)
 
 
 @torch.inference_mode()

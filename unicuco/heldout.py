@@ -70,7 +70,7 @@ def measure_heldout(
 def open_heldout(search: Evaluator, windows: int) -> Evaluator:
     """``search``'s pinned model on ``windows`` fresh windows per domain."""
     calibration = search.preparation.config.calibration
-    tokenizer = load_tokenizer(search.base.source)
+    tokenizer = load_tokenizer(search.base.source, search.config.trust_remote_code)
     return search.on(draw_windows(calibration, tokenizer, "heldout", windows))
 
 

@@ -46,7 +46,7 @@ def prune(
 
     Args:
         model: where the base model lies, when not where it was trained; its content must be the same.
-        config: dtype and device; the checkpoint is stored in this dtype.
+        config: dtype, device, and whether the base model's own code may run; the checkpoint is stored in this dtype.
         measure: measure KL and perplexity on held-out windows, for the model card.
 
     Raises:
@@ -60,9 +60,8 @@ def prune(
     source = find_model(model or str(policy.parts.provenance.get("model", {}).get("spec", "")))
     policy.check_model(source.digest, source.spec)
     preparation = find_preparation(policy, source, config, progress)
-    evaluator = Evaluator(
-        source.spec, preparation.folder, config, base=load_base_model(source, config.dtype, config.device)
-    )
+    base = load_base_model(source, config.dtype, config.device, config.trust_remote_code)
+    evaluator = Evaluator(source.spec, preparation.folder, config, base=base)
     shape = evaluator.space.shape(np.array(answer.levels))
     measured = open_heldout(evaluator, WINDOWS).measure(shape) if measure else None
     calibration = preparation.config.calibration.model_dump(mode="json")
@@ -75,7 +74,7 @@ def prune(
         preparation=preparation.digest,
         command=command,
     )
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, config.trust_remote_code)
     checkpoint = write_checkpoint(
         evaluator.base, tokenizer, evaluator.pruner, shape, Path(target), layout, card, replace=replace
     )
@@ -101,8 +100,9 @@ def find_preparation(
         recipe = PreparationConfig.model_validate(recorded.get("config"))
     except ValidationError as error:
         raise PolicyError("The policy does not say how its preparation was made, and the cache has lost it.") from error
-    base = load_base_model(source, recipe.dtype, config.device)
-    rebuilt = prepare(base, load_tokenizer(source), recipe, progress)
+    trust = config.trust_remote_code
+    base = load_base_model(source, recipe.dtype, config.device, trust)
+    rebuilt = prepare(base, load_tokenizer(source, trust), recipe, progress)
     if rebuilt.digest != digest:
         raise PolicyError(
             f"The policy was trained with preparation {digest[:12]}; built again it is {rebuilt.digest[:12]}: the "

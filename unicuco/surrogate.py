@@ -26,7 +26,7 @@ from unicuco.space import SearchSpace
 NOISE_FLOOR = 1e-4
 """Added to a KL before its logarithm: differences below it are noise."""
 SLOPE_ERROR, SLOPE_FLOOR, SLOPE_SCALE = 0.3, 0.002, 0.5
-"""What a slope may be off by: a share of what the damages promise, at least this much in log KL, and a common factor."""
+"""What slopes may be off by: a share of what damages promise, at least this much in log KL, and a factor in common."""
 MIDDLE_SIZES = (0.5, 0.7, 0.9)
 """Kept shares whose mean weights the model is linearised at."""
 

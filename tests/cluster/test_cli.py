@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -41,24 +42,28 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         patch.setenv("UNICUCO_CACHE", str(root / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         model, text = tiny.save_model(root / "model", "llama"), tiny.write_text(root / "words.txt")
-        config = tiny.preparation_config(text)
-        base = load_base_model(str(model))
-        preparation = prepare(base, tiny.tokenizer(), config)
-        evaluator = Evaluator(str(model), preparation.folder, EvaluatorConfig(dtype="float32", threads=1), base=base)
-        provenance = {
-            "model": {"spec": str(model), "digest": base.source.digest},
-            "preparation": {"digest": preparation.digest, "config": config.model_dump(mode="json")},
-        }
-        brief = LearnerConfig(evaluations=10, batch=5, stratnet=StratNetConfig(steps=40))
-        log = EvaluationLog(root / "log")
-        learner = Learner(preparation.space, preparation.damage, brief, log, provenance)
-        while not learner.finished():
-            for candidate in learner.ask(1):
-                learner.tell(evaluator.evaluate(candidate))
-            if learner.needs_training():
-                learner.train()
-        learner.save_policy(root / "run" / "policy")
-        yield World(model, text, root / "run" / "policy")
+        yield World(model, text, make_policy(root, model, text))
+
+
+def make_policy(root: Path, model: Path, text: Path, trust: bool = False) -> Path:
+    """Ten evaluations and a short training; returns the policy folder inside the run folder."""
+    config = tiny.preparation_config(text)
+    base = load_base_model(str(model), trust_remote_code=trust)
+    preparation = prepare(base, tiny.tokenizer(), config)
+    evaluator = Evaluator(str(model), preparation.folder, EvaluatorConfig(dtype="float32", threads=1), base=base)
+    provenance = {
+        "model": {"spec": str(model), "digest": base.source.digest},
+        "preparation": {"digest": preparation.digest, "config": config.model_dump(mode="json")},
+    }
+    brief = LearnerConfig(evaluations=10, batch=5, stratnet=StratNetConfig(steps=40))
+    learner = Learner(preparation.space, preparation.damage, brief, EvaluationLog(root / "log"), provenance)
+    while not learner.finished():
+        for candidate in learner.ask(1):
+            learner.tell(evaluator.evaluate(candidate))
+        if learner.needs_training():
+            learner.train()
+    learner.save_policy(root / "run" / "policy")
+    return root / "run" / "policy"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -106,6 +111,40 @@ def test_prune_then_evaluate(
     assert pruned["kl"] > 0
     assert pruned["parameters"] == record["size"]["params"] < dense["parameters"]
     assert "perplexity" in capsys.readouterr().out
+
+
+def test_a_base_model_with_code_of_its_own_is_pruned_once_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setenv("UNICUCO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # transformers puts its folder of modules there
+    model, text = tiny.save_model(tmp_path / "model", "llama"), tiny.write_text(tmp_path / "words.txt")
+    give_it_code(model)
+    policy = make_policy(tmp_path, model, text, trust=True)
+    shutil.rmtree(tmp_path / "cache" / "preparations")  # so that it is built again, which loads the model once more
+    order = ("prune", policy, "--kept", 0.7, "--output", tmp_path / "small", "--layout", "padded", *FLOAT)
+    assert run(monkeypatch, *order) == 2
+    assert "trust_remote_code" in capsys.readouterr().err and not (tmp_path / "small").exists()
+    assert run(monkeypatch, *order, "--trust-remote-code") == 0
+    assert (tmp_path / "small" / "modeling_own.py").is_file()
+    assert json.loads((tmp_path / "small" / "unicuco.json").read_text())["verification"] is not None
+
+
+def give_it_code(model: Path) -> None:
+    """Makes ``model`` a family that transformers does not know, with its class beside the weights."""
+    (model / "modeling_own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((model / "config.json").read_text())
+    classes = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config |= {"model_type": "own_llama", "architectures": ["OwnForCausalLM"], "auto_map": classes}
+    (model / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(

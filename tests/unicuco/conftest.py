@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
 from tests.unicuco import tiny
+from unicuco.evaluator import Evaluator
 from unicuco.models.load import BaseModel, load_base_model
 from unicuco.preparation import Preparation, prepare
 from unicuco.space import SpaceConfig
@@ -67,3 +69,26 @@ def prepared(load: Callable[..., BaseModel], text_file: Path) -> Callable[..., P
         return prepare(base, tiny.tokenizer(), tiny.preparation_config(text_file, space=space))
 
     return find
+
+
+@pytest.fixture(scope="module")
+def llama(model_folder: Callable[[str], Path], prepared: Callable[..., Preparation]) -> Evaluator:
+    return Evaluator(str(model_folder("llama")), prepared("llama").folder, tiny.FLOAT32)
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the sequences that went through the attention by blocks, one entry per call."""
+    from unicuco.models.hetero import attention_unicuco
+
+    lengths: list[int] = []
+    decide = attention_unicuco._plain_causal
+
+    def noting(module: Any, query: Any, *rest: Any) -> bool:
+        found = decide(module, query, *rest)
+        if found:
+            lengths.append(query.shape[2])
+        return found
+
+    monkeypatch.setattr(attention_unicuco, "_plain_causal", noting)
+    return lengths

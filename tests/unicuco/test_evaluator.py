@@ -12,36 +12,17 @@ import torch
 
 from tests.unicuco import tiny
 from tests.unicuco.reference import SlowReference, divergence, input_grams, perplexity
+from tests.unicuco.tiny import FLOAT32, measured, some_strategies
 from unicuco.calibration import draw_windows
 from unicuco.errors import ModelError, PreparationError, StrategyError
 from unicuco.evaluations import Candidate
 from unicuco.evaluator import Evaluator, EvaluatorConfig
 from unicuco.models.load import BaseModel
 from unicuco.preparation import Preparation, prepare
-from unicuco.space import SearchSpace, SpaceConfig
+from unicuco.space import SpaceConfig
 
-FLOAT32 = EvaluatorConfig(dtype="float32")
 Load = Callable[..., BaseModel]
 Prepared = Callable[..., Preparation]
-
-
-@pytest.fixture(scope="module")
-def llama(model_folder: Callable[[str], Path], prepared: Prepared) -> Evaluator:
-    return Evaluator(str(model_folder("llama")), prepared("llama").folder, FLOAT32)
-
-
-def some_strategies(space: SearchSpace, count: int, seed: int = 0) -> list[np.ndarray]:
-    """Corners (one sublayer dropped, every attention, every MLP, all but one site, all) and random strategies."""
-    last, kinds = space.num_levels - 1, np.array([site.kind for site in space.sites])
-    ones = np.eye(space.num_sites, dtype=int)
-    corners = [ones[0] * last, ones[1] * last, last * (kinds == "attention"), last * (kinds == "mlp")]
-    corners += [last * (1 - ones[-1]), last]
-    rng = np.random.default_rng(seed)
-    return corners + [rng.integers(0, last + 1) for _ in range(count)]
-
-
-def measured(evaluator: Evaluator, levels: np.ndarray) -> Any:
-    return evaluator.measure(evaluator.space.shape(levels))
 
 
 def close(found: float, expected: float) -> bool:
@@ -253,41 +234,6 @@ def test_bfloat16_ranks_strategies_as_float32_does(
     np.testing.assert_allclose(half, full, rtol=0.05, atol=0.01)
 
 
-def test_out_of_memory_halves_what_runs_at_once(
-    model_folder: Callable[[str], Path], prepared: Prepared, llama: Evaluator
-) -> None:
-    """The forward fails on more than one window, as a full GPU would: the numbers are the same, only slower."""
-    evaluator = Evaluator(str(model_folder("llama")), prepared("llama").folder, FLOAT32)
-    sizes: list[int] = []
-
-    def full_above_one_window(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        sizes.append(len(kwargs["input_ids"]))
-        if sizes[-1] > 1:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory (as a GPU would say)")
-
-    decoder = evaluator.base.model.get_decoder()
-    handle = decoder.register_forward_pre_hook(full_above_one_window, with_kwargs=True)
-    levels = some_strategies(llama.space, 1)[-1]
-    found = measured(evaluator, levels)
-    assert found.kl == pytest.approx(measured(llama, levels).kl, rel=1e-4)
-    assert max(sizes) > 1 and sizes[-4:] == [1, 1, 1, 1]
-    sizes.clear()
-    measured(evaluator, levels)
-    assert sizes == [1, 1, 1, 1], "what was learnt about the memory is kept"
-    handle.remove()
-
-
-def test_a_gpu_too_small_for_one_window_is_an_error(model_folder: Callable[[str], Path], prepared: Prepared) -> None:
-    evaluator = Evaluator(str(model_folder("llama")), prepared("llama").folder, FLOAT32)
-
-    def full(*args: Any) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    evaluator.base.model.get_decoder().norm.register_forward_pre_hook(full)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        measured(evaluator, np.zeros(evaluator.space.num_sites, dtype=int))
-
-
 def test_another_model_than_the_prepared_one_is_refused(
     model_folder: Callable[[str], Path], prepared: Prepared
 ) -> None:
@@ -309,41 +255,6 @@ def test_a_broken_reference_names_its_file(
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(PreparationError, match=file.name):
         Evaluator(str(model_folder("llama")), preparation.folder, FLOAT32)
-
-
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_gpu_measures_what_a_cpu_measures(
-    dtype: str, model_folder: Callable[[str], Path], prepared: Prepared, llama: Evaluator
-) -> None:
-    config = EvaluatorConfig(dtype=dtype, device="cuda")
-    evaluator = Evaluator(str(model_folder("llama")), prepared("llama").folder, config)
-    tolerance = 1e-3 if dtype == "float32" else 0.05
-    for levels in some_strategies(llama.space, 6):
-        found, expected = measured(evaluator, levels), measured(llama, levels)
-        assert found.kl == pytest.approx(expected.kl, rel=tolerance, abs=0.01 * (dtype == "bfloat16"))
-        assert measured(evaluator, levels).kl == found.kl, "not deterministic"
-    assert abs(measured(evaluator, np.zeros(llama.space.num_sites, dtype=int)).kl) <= 1e-5
-
-
-@gpu
-@pytest.mark.gpu
-def test_a_preparation_made_on_a_gpu_serves_a_cpu(
-    model_folder: Callable[[str], Path], text_file: Path, tmp_path: Path, llama: Evaluator
-) -> None:
-    from unicuco.models.load import load_base_model
-
-    base = load_base_model(str(model_folder("llama")), device="cuda")
-    preparation = prepare(base, tiny.tokenizer(), tiny.preparation_config(text_file), root=tmp_path)
-    assert preparation.digest == llama.preparation.digest
-    np.testing.assert_allclose(preparation.damage, llama.preparation.damage, rtol=0.02, atol=1e-6)
-    evaluator = Evaluator(str(model_folder("llama")), preparation.folder, FLOAT32)
-    levels = some_strategies(llama.space, 1)[-1]
-    assert measured(evaluator, levels).kl == pytest.approx(measured(llama, levels).kl, rel=0.02)
 
 
 def test_a_model_is_ordered_once(load: Callable[..., BaseModel], prepared: Callable[..., Preparation]) -> None:

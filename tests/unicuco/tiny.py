@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from unicuco.calibration import CalibrationConfig, Domain
+from unicuco.evaluator import Evaluator, EvaluatorConfig, Measurement
 from unicuco.preparation import PreparationConfig
-from unicuco.space import SpaceConfig
+from unicuco.space import SearchSpace, SpaceConfig
 
 VOCAB = 300
 _SIZES: dict[str, Any] = {
@@ -41,6 +42,7 @@ CONFIGS: dict[str, Any] = {
     ),
 }
 FAMILIES = tuple(CONFIGS)
+FLOAT32 = EvaluatorConfig(dtype="float32")
 
 
 def random_model(family: str, seed: int = 0, **changes: Any) -> Any:
@@ -108,3 +110,17 @@ def calibration(*files: Path, **changes: Any) -> CalibrationConfig:
 
 def preparation_config(*files: Path, space: SpaceConfig | None = None, **changes: Any) -> PreparationConfig:
     return PreparationConfig(calibration=calibration(*files, **changes), space=space or SpaceConfig(neuron_multiple=32))
+
+
+def some_strategies(space: SearchSpace, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Corners (one sublayer dropped, every attention, every MLP, all but one site, all) and random strategies."""
+    last, kinds = space.num_levels - 1, np.array([site.kind for site in space.sites])
+    ones = np.eye(space.num_sites, dtype=int)
+    corners = [ones[0] * last, ones[1] * last, last * (kinds == "attention"), last * (kinds == "mlp")]
+    corners += [last * (1 - ones[-1]), last]
+    rng = np.random.default_rng(seed)
+    return corners + [rng.integers(0, last + 1) for _ in range(count)]
+
+
+def measured(evaluator: Evaluator, levels: np.ndarray) -> Measurement:
+    return evaluator.measure(evaluator.space.shape(levels))

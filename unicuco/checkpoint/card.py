@@ -141,7 +141,7 @@ def _usage(layout: str) -> str:
     if layout == "hetero":
         remote = ", trust_remote_code=True"
         note = (
-            "Layers differ in width: transformers runs the two small Python files in this folder. With UniCuCo "
+            "Layers differ in width: transformers runs the three small Python files in this folder. With UniCuCo "
             "installed, `import unicuco.models.hetero` makes it load without them, and without `trust_remote_code`."
         )
     code = (

@@ -86,7 +86,7 @@ def write_checkpoint(
         if verify:
             tokens = probe_tokens(base.geometry.vocab_size)
             expected = reference_logits(base, blocks, tokens)
-            verification = check_reload(scratch, tokens, expected, trust_remote_code=layout == "hetero")
+            verification = check_reload(scratch, tokens, expected, layout == "hetero" or _is_remote(model))
         about = (base.source, base.geometry, pruner.name, layout, dtype, shape, size, card, verification)
         (scratch / "README.md").write_text(model_card(*about), encoding="utf-8")
         record = provenance(*about, scratch)
@@ -156,11 +156,16 @@ def _save(model: Any, tokenizer: Any, folder: Path, layout: Layout, max_shard_si
         tokenizer.save_pretrained(folder)
     if layout == "hetero":
         code = Path(__file__).parents[1] / "models" / "hetero"
-        for name in ("configuration_unicuco.py", "modeling_unicuco.py"):
-            shutil.copyfile(code / name, folder / name)
+        for file in code.glob("*_unicuco.py"):
+            shutil.copyfile(file, folder / file.name)
     readable = (folder / "config.json").stat().st_mode
     for weights in folder.glob("*.safetensors"):  # safetensors makes them readable by nobody else, whatever the umask
         weights.chmod(readable)
+
+
+def _is_remote(model: Any) -> bool:
+    """Whether its class came with the base model's files: whoever loaded it has allowed that code to run."""
+    return type(model).__module__.startswith("transformers_modules.")
 
 
 def _make_savable(model: Any) -> None:

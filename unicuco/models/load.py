@@ -38,25 +38,34 @@ class BaseModel:
 def load_base_model(
     spec: str | ModelSource, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
 ) -> BaseModel:
-    """Loads ``spec`` (see ``find_model``) for inference.
+    """Loads ``spec`` (see ``find_model``) for inference, with its geometry.
 
     Raises:
         ModelError: not found, not a causal language model, or a shape that cannot be pruned.
     """
+    source = find_model(spec) if isinstance(spec, str) else spec
+    model = load_model(source, dtype, device, trust_remote_code)
+    return BaseModel(source, model, read_geometry(model))
+
+
+def load_model(source: ModelSource, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The transformers model in ``source``, in eval mode, without gradients.
+
+    Raises:
+        ModelError: not a causal language model, or no such device.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    source = find_model(spec) if isinstance(spec, str) else spec
+    place = check_device(device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.folder, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True
         )
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{source.spec} does not load as a causal language model: {error}") from error
-    place = check_device(device)
     torch.nn.Module.to(model, place)
-    model.eval().requires_grad_(False)
-    return BaseModel(source, model, read_geometry(model))
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from unicuco.checkpoint.layout import StoredLayer, regroup
 from unicuco.errors import CheckpointError
-from unicuco.models.hetero import FAMILIES, config_class, model_class
+from unicuco.models.hetero import FAMILIES, attention_unicuco, config_class, model_class
 from unicuco.space import Shape
 
 SIZES = {
@@ -113,3 +116,82 @@ assert not [name for name in sys.modules if name.startswith(("transformers.model
 
     folder = modeling_unicuco.__file__.rsplit("/", 1)[0]
     subprocess.run([sys.executable, "-c", code, folder], check=True)
+
+
+def attend(length: int, dtype: torch.dtype = torch.bfloat16, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """``causal_blocks`` on 2 sequences, 6 heads in 2 groups, width 16, and plain causal attention in float64."""
+    made = torch.Generator().manual_seed(length)
+    query, key, value = (torch.randn(2, heads, length, 16, generator=made).to(dtype) for heads in (6, 2, 2))
+    module = SimpleNamespace(num_key_value_groups=3, is_causal=True)
+    with torch.no_grad():
+        found = attention_unicuco.causal_blocks(module, query, key, value, options.pop("mask", None), **options)[0]
+    wide = (t.double().repeat_interleave(6 // t.shape[1], dim=1) for t in (query, key, value))
+    return found, nn.functional.scaled_dot_product_attention(*wide, is_causal=True).transpose(1, 2)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+def test_attention_by_blocks_is_causal_attention(length: int, fast: list[int]) -> None:
+    found, expected = attend(length)
+    assert fast == [length]
+    torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(attend(length, scaling=0.25)[0], found)  # what 16 wide heads have anyway
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": torch.float32},
+        {"mask": torch.ones(2, 1, 70, 70, dtype=torch.bool).tril()},
+        {"is_causal": False},
+        {"position_bias": torch.zeros(1, 6, 70, 70, dtype=torch.bfloat16)},
+    ],
+)
+def test_everything_else_goes_to_torchs_kernel(options: dict[str, Any], fast: list[int]) -> None:
+    found, causal = attend(70, **options)
+    assert not fast
+    assert torch.allclose(found.double(), causal, atol=0.02) == ("is_causal" not in options)
+
+
+def half_model(**options: Any) -> Any:
+    config = config_class("llama")(**SIZES, per_layer_config=WIDTHS, extra_mlps=EXTRA)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, **options).eval()
+
+
+def test_the_fast_attention_serves_prefills_in_bfloat16_only(fast: list[int]) -> None:
+    model, tokens = half_model(), torch.randint(3, 128, (2, 70), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        cache = model(tokens[:, :60], use_cache=True).past_key_values
+        assert fast == [60, 60]  # one for each layer
+        model(tokens[:, 60:], past_key_values=cache)  # on top of a cache
+        model(tokens, attention_mask=(torch.arange(70) > 4).long().expand(2, 70))  # left padding
+        assert fast == [60, 60]
+        model(tokens, attention_mask=torch.ones(2, 70))
+        assert fast == [60, 60, 70, 70]
+        model.float()(tokens)
+    model.bfloat16()(tokens)  # with gradients
+    assert fast == [60, 60, 70, 70]
+
+
+@pytest.mark.parametrize("asked", ["sdpa", "eager"])
+def test_a_users_own_choice_of_attention_is_kept(asked: str, fast: list[int]) -> None:
+    chosen_at_once, chosen_later = half_model(attn_implementation=asked), half_model()
+    chosen_later.set_attn_implementation("eager")
+    with torch.no_grad():
+        for model in (chosen_at_once, chosen_later):
+            model(torch.tensor([[5, 6, 7]]))
+    assert not fast
+    assert chosen_at_once.config._attn_implementation == asked
+    assert chosen_later.config._attn_implementation == "eager"
+
+
+def test_outside_a_forward_the_attention_goes_by_the_name_that_transformers_knows(fast: list[int]) -> None:
+    model = half_model()
+
+    def fail(*args: Any) -> None:
+        assert model.config._attn_implementation == attention_unicuco.NAME
+        raise RuntimeError("the forward broke")
+
+    model.model.norm.register_forward_pre_hook(fail)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="the forward broke"):
+        model(torch.tensor([[5, 6, 7]]))
+    assert fast and model.config._attn_implementation == "sdpa"

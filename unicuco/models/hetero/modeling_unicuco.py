@@ -1,6 +1,6 @@
 """Models whose layers differ in width, one set of classes per family, built from the installed family's own layers.
 
-This file travels inside every ``hetero`` checkpoint, so it imports nothing but torch and the file beside it.
+This file travels inside every ``hetero`` checkpoint, so it imports nothing but torch and the files beside it.
 
 A dropped sublayer is a stub that returns zeros of shape (1, 1, hidden), and its norms are identities: the family's
 forward runs unchanged and adds nothing. A stored layer holds exactly one attention, so caches need no special case.
@@ -9,11 +9,13 @@ forward runs unchanged and adds nothing. A stored layer holds exactly one attent
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
 from torch import nn
 
+from .attention_unicuco import fast_attention
 from .configuration_unicuco import FAMILIES, class_name, config_class, family_class
 
 
@@ -103,20 +105,31 @@ def _classes(family: str) -> dict[str, type]:
     }
 
     def init_model(self: Any, config: Any) -> None:
+        nobody_chose = config._attn_implementation is None
         plain_model.__init__(self, _without_layers(config))
         _take_config(self, config)
         self.layers = nn.ModuleList([layer(config, index) for index in range(config.num_hidden_layers)])
+        self.default_attention = nobody_chose  # a user's own choice of attention is left alone
         self.post_init()
 
+    @functools.wraps(plain_model.forward)  # transformers reads signatures
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.default_attention or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return plain_model.forward(self, *args, **kwargs)
+        with fast_attention(self):
+            return plain_model.forward(self, *args, **kwargs)
+
     def init_lm(self: Any, config: Any) -> None:
+        nobody_chose = config._attn_implementation is None
         plain_lm.__init__(self, _without_layers(config))
         _take_config(self, config)
         self.model = model(config)
+        self.model.default_attention = nobody_chose
         self.post_init()
 
     model_name = class_name(family, "Model")
     lm_name = class_name(family, "ForCausalLM")
-    model = type(model_name, (plain_model,), {**shared, "__init__": init_model})
+    model = type(model_name, (plain_model,), {**shared, "__init__": init_model, "forward": forward})
     lm = type(lm_name, (plain_lm,), {**shared, "__init__": init_lm})
     return {layer.__name__: layer, model_name: model, lm_name: lm}
 
