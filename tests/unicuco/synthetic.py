@@ -50,6 +50,15 @@ class KnownDamage:
         """Of level indices ``n x num_sites``."""
         return self.truth[np.arange(self.space.num_sites), np.atleast_2d(levels)].sum(axis=1)
 
+    def margins(self, levels: np.ndarray) -> np.ndarray:
+        """First-order changes as they are where each site's error is an orthogonal projection (``num_sites x levels``).
+
+        Pruning more adds an error orthogonal to the one that is there: no first order. Giving back undoes a part of it:
+        twice what that part costs, of which the second order takes one back.
+        """
+        own = self.truth[np.arange(self.space.num_sites), levels][:, None]
+        return np.where(self.truth < own, -2 * (own - self.truth), 0.0)
+
     def evaluation(self, candidate: Candidate) -> Evaluation:
         """What an evaluator of this model would measure, on four windows that differ by a few percent."""
         levels = np.array(candidate.levels)
@@ -57,11 +66,13 @@ class KnownDamage:
         return Evaluation(
             eval_id=candidate.eval_id, levels=candidate.levels, origin=candidate.origin,
             params=int(self.space.total(levels)), kept=float(self.space.kept(levels)), kl=kl, kl_reverse=1.1 * kl,
-            perplexity=float(20 * np.exp(kl)), domains=("made-up",), domain_kl=(kl,), tokens=128, cost=128.0,
+            perplexity=float(20 * np.exp(kl)), domains=("made-up",), domain_kl=(kl,), tokens=128, cost=128.0 * candidate.cost,
             seconds=0.01, dtype="float32", device="cpu", threads=1, seed=0, preparation="p" * 64, windows="w" * 64,
             window_kl=tuple(kl * factor for factor in (0.95, 0.98, 1.02, 1.05)),
             predicted_log_kl=candidate.predicted_log_kl, predicted_sigma=candidate.predicted_sigma,
-            policy_version=candidate.policy_version,
+            policy_version=candidate.policy_version, margin_group=candidate.margin_group,
+            margins_kl=kl if candidate.margin_group >= 0 else np.nan,
+            margins=tuple(self.margins(levels).flatten()) if candidate.margin_group >= 0 else (),
             finished=float(candidate.eval_id) if candidate.eval_id.isdigit() else 0.0,
         )  # fmt: skip
 
@@ -72,7 +83,9 @@ def make_space(blocks: int = 6, **config: object) -> SearchSpace:
 
 def make_learner(folder: Path, model: KnownDamage, **config: object) -> Learner:
     settings = {"evaluations": 40, "batch": 8, "stratnet": FAST_NET} | config
-    return Learner(model.space, model.table, LearnerConfig.model_validate(settings), EvaluationLog(folder))
+    return Learner(
+        model.space, model.table, LearnerConfig.model_validate(settings), EvaluationLog(folder), margin_groups=4
+    )
 
 
 def search(learner: Learner, model: KnownDamage) -> Learner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.unicuco.synthetic import KnownDamage, make_space
 from unicuco.allocation import allocate
+from unicuco.evaluations import Candidate, Evaluation
 from unicuco.proposals import budgets_of, first_design
+from unicuco.slopes import Slopes, read_slopes
 from unicuco.surrogate import NOISE_FLOOR, Surrogate, SurrogateConfig
 
 SPACE = make_space(4)
@@ -68,8 +71,7 @@ def test_the_budget_is_shared_out_nearly_as_if_the_truth_were_known(fitted: Surr
     model = fitted.damage_model
     assert model is not None
     budgets = budgets_of(SPACE, np.linspace(0.45, 0.9, 10))
-    with torch.no_grad():
-        found = MODEL.kl(allocate(SPACE, model.additive_table().numpy(), budgets))
+    found = MODEL.kl(allocate(SPACE, fitted.tables(np.linspace(0.45, 0.9, 10)), budgets))
     best = MODEL.kl(allocate(SPACE, MODEL.truth, budgets))
     prior = MODEL.kl(allocate(SPACE, MODEL.table, budgets))
     assert found.sum() < 1.05 * best.sum() < prior.sum()
@@ -150,12 +152,46 @@ def test_less_is_known_far_from_the_evaluations(fitted: Surrogate) -> None:
 def test_drawn_weights_scatter_around_the_learned_ones(fitted: Surrogate) -> None:
     model = fitted.damage_model
     assert model is not None
-    draws = fitted.sample_weights(400, torch.Generator().manual_seed(0))
-    assert draws.shape == (400, *SPACE.levels.shape)
+    for kept in (0.5, 0.9):
+        draws = fitted.sample_tables(np.full(400, kept), torch.Generator().manual_seed(0))
+        assert draws.shape == (400, *SPACE.levels.shape)
+        gap = np.log(draws[:, :, 1]) - np.log(fitted.tables(np.array([kept]))[0, :, 1])
+        spread = gap.std(0)
+        assert (spread > 1e-4).all() and (np.abs(gap.mean(0)) < 4 * spread / 20 + 1e-6).all()
+
+
+def measured(levels: np.ndarray, margins: bool) -> list[Evaluation]:
+    group = 0 if margins else -1
+    candidates = [
+        Candidate(str(i), tuple(int(v) for v in row), "made-up", margin_group=group) for i, row in enumerate(levels)
+    ]
+    return [MODEL.evaluation(candidate) for candidate in candidates]
+
+
+def test_slopes_teach_the_weights_of_all_sites_from_few_evaluations() -> None:
+    levels = allocate(SPACE, MODEL.table, budgets_of(SPACE, np.array([0.5, 0.6, 0.7, 0.8])))
+    slopes = read_slopes(SPACE, measured(levels, margins=True))
+    assert len(slopes) > 10
+    inner = np.unique((slopes.x_up != slopes.x_down).numpy().argmax(axis=1))
+    true = np.log(MODEL.truth[:, 1] / MODEL.table[:, 1])[inner]
+
+    def agreement(given: Slopes | None) -> float:
+        fitted = Surrogate(SPACE, MODEL.table).fit(levels, MODEL.kl(levels), given)
+        found = fitted.log_weights(torch.tensor([0.7], dtype=torch.float64))[0].numpy()[inner]
+        return float(np.corrcoef(found, true)[0, 1])
+
+    assert agreement(slopes) > 0.8 > agreement(None) + 0.2
+
+
+def test_a_factor_common_to_all_slopes_of_a_base_changes_little() -> None:
+    levels = design(24, 0)
+    slopes = read_slopes(SPACE, measured(levels[-6:], margins=True))
+    doubled = replace(slopes, rise=2 * slopes.rise)
+    x = x_of(design(40, 3))
+    fits = [Surrogate(SPACE, MODEL.table).fit(levels, MODEL.kl(levels), given) for given in (slopes, doubled)]
     with torch.no_grad():
-        gap = draws.log()[:, :, 1] - model.additive_table().log()[:, 1]
-    spread = gap.std(0)
-    assert (spread > 1e-4).all() and (gap.mean(0).abs() < 4 * spread / 20 + 1e-6).all()
+        gap = fits[0].predict(x)[0] - fits[1].predict(x)[0]
+    assert gap.abs().mean() < 0.05
 
 
 def test_refitting_gives_the_same(fitted: Surrogate) -> None:
