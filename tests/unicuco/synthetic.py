@@ -66,7 +66,8 @@ class KnownDamage:
         return Evaluation(
             eval_id=candidate.eval_id, levels=candidate.levels, origin=candidate.origin,
             params=int(self.space.total(levels)), kept=float(self.space.kept(levels)), kl=kl, kl_reverse=1.1 * kl,
-            perplexity=float(20 * np.exp(kl)), domains=("made-up",), domain_kl=(kl,), tokens=128, cost=128.0 * candidate.cost,
+            perplexity=float(20 * np.exp(kl)), domains=("made-up",), domain_kl=(kl,), tokens=128,
+            cost=128.0 * candidate.cost,
             seconds=0.01, dtype="float32", device="cpu", threads=1, seed=0, preparation="p" * 64, windows="w" * 64,
             window_kl=tuple(kl * factor for factor in (0.95, 0.98, 1.02, 1.05)),
             predicted_log_kl=candidate.predicted_log_kl, predicted_sigma=candidate.predicted_sigma,
@@ -81,10 +82,14 @@ def make_space(blocks: int = 6, **config: object) -> SearchSpace:
     return SearchSpace(geometry(blocks), SpaceConfig.model_validate({"neuron_multiple": 32} | config))
 
 
-def make_learner(folder: Path, model: KnownDamage, **config: object) -> Learner:
+def make_learner(folder: Path, model: KnownDamage, margin_groups: int = 0, **config: object) -> Learner:
     settings = {"evaluations": 40, "batch": 8, "stratnet": FAST_NET} | config
     return Learner(
-        model.space, model.table, LearnerConfig.model_validate(settings), EvaluationLog(folder), margin_groups=4
+        model.space,
+        model.table,
+        LearnerConfig.model_validate(settings),
+        EvaluationLog(folder),
+        margin_groups=margin_groups,
     )
 
 

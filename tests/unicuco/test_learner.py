@@ -134,7 +134,7 @@ TestBookkeeping.settings = settings(max_examples=25, stateful_step_count=25)
 
 def test_a_search_ends_with_everything_on_disk_once(finished: Learner) -> None:
     status, log = finished.status(), EvaluationLog(finished.log.folder).read()
-    assert balanced(status) and (status.done, status.running) == (24, 0) and finished.finished()
+    assert balanced(status) and (status.done, status.spent, status.running) == (24, 24, 0) and finished.finished()
     assert finished.ask(5) == [] and not finished.needs_training()
     assert len({e.eval_id for e in log}) == len({e.levels for e in log}) == 24
     assert status.version >= 2 and status.hypervolume > 0

@@ -1,0 +1,72 @@
+"""Margins in a search: what they cost, where they are asked for, and what they are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unicuco.synthetic import KnownDamage, make_learner, make_space, search
+from unicuco.allocation import allocate
+from unicuco.evaluations import MARGINS_COST, EvaluationLog
+from unicuco.learner import Learner
+from unicuco.space import budgets_of
+
+SPACE = make_space(6)
+MODEL = KnownDamage(SPACE, seed=3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Learner:
+    return search(make_learner(tmp_path_factory.mktemp("log"), MODEL, margin_groups=3, evaluations=60), MODEL)
+
+
+def with_margins(learner: Learner) -> list:
+    return [e for e in learner.evaluations() if e.margin_group >= 0]
+
+
+def test_margins_are_paid_from_the_same_budget(finished: Learner) -> None:
+    status, bases = finished.status(), with_margins(finished)
+    assert status.spent == status.done + MARGINS_COST * len(bases)
+    assert 60 - (1 + MARGINS_COST) < status.spent <= 60
+    assert len(bases) >= 3 and MARGINS_COST * len(bases) <= finished.config.margins * 60
+
+
+def test_they_are_spread_over_sizes_and_windows(finished: Learner) -> None:
+    bases = with_margins(finished)
+    kept = sorted(e.kept for e in bases)
+    assert kept[0] < 0.65 and kept[-1] > 0.7 and np.diff(kept).max() < 0.4
+    assert {e.margin_group for e in bases} == set(range(min(3, len(bases))))
+    assert all(len(e.margins) == SPACE.levels.size for e in bases)
+    assert all(e.margins == () for e in finished.evaluations() if e.margin_group < 0)
+
+
+def test_a_resumed_search_knows_what_its_margins_cost(finished: Learner, tmp_path: Path) -> None:
+    log = EvaluationLog(tmp_path)
+    for evaluation in finished.evaluations()[:20]:
+        log.append(evaluation)
+    again = make_learner(tmp_path, MODEL, margin_groups=3, evaluations=60)
+    assert again.status().spent == sum(e.evaluations for e in log.read())
+    assert search(again, MODEL).status().spent <= 60
+    read = {e.eval_id: np.float32(e.margins) for e in EvaluationLog(tmp_path).read()}
+    for evaluation in again.evaluations():
+        np.testing.assert_array_equal(read[evaluation.eval_id], np.float32(evaluation.margins))
+
+
+@pytest.mark.parametrize("config", [{"margins": 0.0}, {"surrogate": {"mean": "plain"}}], ids=["off", "plain"])
+def test_none_are_asked_for_where_nobody_learns_from_them(config: dict, tmp_path: Path) -> None:
+    learner = make_learner(tmp_path, MODEL, margin_groups=3, evaluations=20, **config)
+    assert all(candidate.margin_group < 0 for candidate in learner.ask(20))
+
+
+def test_with_margins_a_search_is_as_good_on_the_same_budget(finished: Learner, tmp_path: Path) -> None:
+    """Their price is many evaluations; on a law that the surrogate can learn they must at least earn it back."""
+    without = search(make_learner(tmp_path, MODEL, evaluations=60), MODEL)
+    sizes = np.linspace(0.5, 0.9, 9)
+    results = []
+    for learner in (finished, without):
+        surrogate = learner.policy().parts.surrogate
+        levels = allocate(SPACE, surrogate.tables(sizes), budgets_of(SPACE, sizes))
+        results.append(np.log(MODEL.kl(levels)).mean())
+    assert results[0] < results[1] + 0.02
