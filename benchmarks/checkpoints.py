@@ -125,7 +125,7 @@ def fresh_process(hetero: Path, padded: Path) -> dict[str, Any]:
 
 @torch.inference_mode()
 def prefill(dense_folder: Path, hetero_folder: Path, dtype: torch.dtype, rounds: int) -> dict[str, float]:
-    """Medians of ``rounds`` prefills in turns and alternating order: dense, hetero as it loads, hetero on torch's kernel.
+    """Medians of ``rounds`` prefills in turns: dense, hetero as it loads, hetero on torch's attention.
 
     The checkpoint brings a faster attention for bfloat16 on CPUs; the third says what pruning alone is worth.
     """

@@ -54,6 +54,13 @@ class EvaluationCache:
             policy_version=candidate.policy_version,
         )
 
+    @property
+    def typical_seconds(self) -> float:
+        """Median time of a standard evaluation without margins; nan before there is one."""
+        own = self.evaluator.windows_digest
+        seconds = [e.seconds for e in self._known.values() if e.windows == own and e.margin_group < 0]
+        return float(np.median(seconds)) if seconds else float("nan")
+
     def kl(self, levels: np.ndarray, evaluator: Evaluator | None = None) -> float:
         """KL of one strategy (``num_sites`` level indices), nats per token."""
         return self.evaluate(Candidate("", tuple(int(v) for v in levels), "oracle"), evaluator).kl
