@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.harness import demo_policy, finish, parser, surroundings
 from unicuco.policy import Z90, Policy
+from unicuco.slopes import read_slopes
 from unicuco.surrogate import NOISE_FLOOR, Surrogate, SurrogateConfig
 
 SHARES = (0.1, 0.2, 0.4, 0.7)
@@ -33,11 +34,16 @@ def main() -> None:
     levels, kl = np.array([e.levels for e in done]), np.array([e.kl for e in done])
     logs, x = np.log(kl + NOISE_FLOOR), torch.as_tensor(parts.space.sparsities(levels))
     forms: dict[str, list[dict[str, float]]] = {}
-    for form in ("damage", "plain"):
+    for form, mean_form, with_margins in (
+        ("damage", "damage", True),
+        ("damage, margins left out", "damage", False),
+        ("plain", "plain", False),
+    ):
         for n in (max(8, round(share * len(done))) for share in SHARES):
             began = time.perf_counter()
-            config = SurrogateConfig.model_validate({"mean": form})
-            surrogate = Surrogate(parts.space, parts.damage, config).fit(levels[:n], kl[:n])
+            config = SurrogateConfig.model_validate({"mean": mean_form})
+            slopes = read_slopes(parts.space, done[:n]) if with_margins else None
+            surrogate = Surrogate(parts.space, parts.damage, config).fit(levels[:n], kl[:n], slopes)
             seconds = time.perf_counter() - began
             with torch.no_grad():
                 mean, deviation = surrogate.predict(x[n:])

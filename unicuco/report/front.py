@@ -39,8 +39,10 @@ _KNOWN = {
     "random": (GREY, "x"),
     "prior": (GREEN, "D"),
     "thompson": (PURPLE, "P"),
+    "allocation": (ORANGE, "*"),
+    "disturbed": (SKY, "v"),
 }
-_OTHERS = [(SKY, "v"), (ORANGE, "X"), (SKY, "*"), (GREEN, "h"), (PURPLE, "<")]
+_OTHERS = [(ORANGE, "X"), (SKY, "h"), (GREEN, "h"), (PURPLE, "<")]
 
 
 def draw_front(run: Run) -> Picture:
