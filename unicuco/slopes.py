@@ -32,6 +32,11 @@ class Slopes:
     rise: Tensor
     group: Tensor
 
+    @property
+    def site(self) -> Tensor:
+        """The site that each slope is about (``n``)."""
+        return (self.x_up != self.x_down).int().argmax(-1)
+
     def __len__(self) -> int:
         return len(self.rise)
 

@@ -25,8 +25,10 @@ from unicuco.space import SearchSpace
 
 NOISE_FLOOR = 1e-4
 """Added to a KL before its logarithm: differences below it are noise."""
-SLOPE_ERROR, SLOPE_FLOOR, SLOPE_SCALE = 0.3, 0.002, 0.5
-"""What slopes may be off by: a share of what damages promise, at least this much in log KL, and a factor in common."""
+SLOPE_ERROR, SLOPE_FLOOR = 0.4, 0.002
+"""What a slope may be off by on its own: a share of what the damages promise, and at least this much in log KL."""
+SLOPE_SCALE, SLOPE_SITE = 0.5, 0.4
+"""What slopes may be off by together, as shares: those of one base and kind of site, and those of one site."""
 MIDDLE_SIZES = (0.5, 0.7, 0.9)
 """Kept shares whose mean weights the model is linearised at."""
 
@@ -133,9 +135,10 @@ class Surrogate:
             self._steps_kept = shared.kept(self._slopes.x_base)
             own = self._variance * drift(self._steps_kept, self._steps_kept)
             own = own * (self._steps @ shared.neighbours @ self._steps.T)
-            # A base's slopes may all be off by one factor; what they say of each other is worth more.
-            alike = self._slopes.group[:, None] == self._slopes.group[None]
-            error = SLOPE_SCALE**2 * promised[:, None] * promised[None] * alike
+            # A base's slopes may all be off by one factor, and a site's at all bases; their number does not help.
+            group, site = self._slopes.group, self._slopes.site
+            alike = SLOPE_SCALE**2 * (group[:, None] == group[None]) + SLOPE_SITE**2 * (site[:, None] == site[None])
+            error = alike * promised[:, None] * promised[None]
             error = error + ((SLOPE_ERROR * promised).square() + SLOPE_FLOOR**2).diag()
             across = self._to_slopes(self._x)
             covariance = torch.cat([torch.cat([covariance, across], 1), torch.cat([across.T, own + error], 1)])
