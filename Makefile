@@ -9,7 +9,7 @@ PYTEST ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BENCHMARKS := evaluator answers surrogate checkpoints front
+BENCHMARKS := evaluator answers surrogate intervals checkpoints front
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench clean
@@ -48,7 +48,7 @@ format: $(READY) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## every benchmark: prints its table and writes benchmarks/out/NAME.json
+bench: $(READY) ## all but the races (search, requests64: hours): prints tables, writes benchmarks/out/NAME.json
 	@mkdir -p benchmarks/out
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json benchmarks/out/$$name.json; done
 

@@ -18,7 +18,7 @@ from tests.unicuco import tiny
 from unicuco.calibration import CalibrationConfig, Domain, Windows, draw_windows, first_windows, read_text
 from unicuco.errors import CalibrationError
 
-ROLES: tuple[Any, ...] = ("calibration", "search", "heldout")
+ROLES: tuple[Any, ...] = ("calibration", "search", "margins", "heldout")
 
 
 class Words:

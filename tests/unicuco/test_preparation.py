@@ -112,6 +112,20 @@ def test_what_lies_in_it(space: SpaceConfig, load: Load, text_file: Path, tmp_pa
     assert found.search_windows.tokens.shape == (4, 32)
 
 
+def test_margin_windows_come_in_groups_of_every_domain(load: Load, text_file: Path, tmp_path: Path) -> None:
+    other = tiny.write_text(tmp_path / "other.txt", seed=9)
+    config = tiny.preparation_config(text_file, other, margin_windows=10)  # two groups of four, two windows over
+    found = prepare(load("llama"), tiny.tokenizer(), config, root=tmp_path)
+    assert config.calibration.margin_groups == 2
+    rows: set[bytes] = {row.tobytes() for row in found.search_windows.tokens}
+    for group in range(2):
+        windows = found.margin_windows(group)
+        assert windows.tokens.shape == (8, 32) and windows.domain.tolist() == [0] * 4 + [1] * 4
+        new = {row.tobytes() for row in windows.tokens}
+        assert len(new) == 8 and not new & rows, "a window serves twice"
+        rows |= new
+
+
 def test_damage_is_half_the_trace_of_metric_and_residual(load: Load, text_file: Path, tmp_path: Path) -> None:
     """Of every level, from the residual of an explicit least-squares solution."""
     found, base = build(load, text_file, tmp_path), load("llama")

@@ -1,4 +1,4 @@
-"""EvoPress: evolution of one strategy per size (Sieberling et al. 2024, "EvoPress", arXiv 2410.14649, section 3)."""
+"""EvoPress: evolution of one strategy per size (Sieberling et al. 2024, "EvoPress", arXiv 2410.14649)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ShortGPT: drop the blocks that change their input least (Men et al. 2024, arXiv 2403.03853, section 3)."""
+"""ShortGPT: drop the blocks that change their input least (Men et al. 2024, arXiv 2403.03853)."""
 
 from __future__ import annotations
 

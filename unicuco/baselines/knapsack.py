@@ -1,6 +1,6 @@
 """Puzzletron's search: every level of every site scored once, then one exact program answers all sizes.
 
-Bercovich et al. 2024, "Puzzle: Distillation-Based NAS for Inference-Optimized LLMs" (arXiv 2411.19146), sections 4-5:
+Bercovich et al. 2024, "Puzzle: Distillation-Based NAS for Inference-Optimized LLMs" (arXiv 2411.19146):
 replace-one-block scores by KL from the dense model, then a mixed-integer program per budget. With one constraint that
 program is a multiple-choice knapsack, which dynamic programming solves for every budget in one pass.
 """

@@ -1,4 +1,4 @@
-"""SeerNet: per request, gradient ascent on a surrogate under the budget ("SeerNet", arXiv 2304.06393, section 3).
+"""SeerNet: per request, gradient ascent on a surrogate under the budget ("SeerNet", arXiv 2304.06393).
 
 Its predictor is an MLP trained on thousands of strategies; a Gaussian process is what as few as here can carry.
 """
