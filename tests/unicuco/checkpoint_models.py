@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from transformers.models.mistral import MistralConfig
 from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
 
+from unicuco.checkpoint import write_checkpoint
 from unicuco.models.load import BaseModel
 from unicuco.models.sites import find_blocks, read_geometry
 from unicuco.models.source import ModelSource
@@ -146,3 +149,26 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def some_tokens(length: int = 12, seed: int = 0) -> Tensor:
     """Two rows of token ids, no special ones."""
     return torch.randint(4, VOCAB, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+def write(base: BaseModel, shape: Shape, target: Path, layout: str, **options: object) -> Path:
+    options = {"verify": False, "tokenizer": None} | options
+    return write_checkpoint(base, options.pop("tokenizer"), PrefixPruner(base), shape, target, layout, **options).folder
+
+
+def load(folder: Path, **options: object):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options).eval()
+
+
+def logits_of(model, tokens):
+    with torch.no_grad():
+        return model(input_ids=tokens).logits
+
+
+def fresh_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs ``code`` where nothing of ours can be imported."""
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True, text=True, cwd=folder,
+        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip

@@ -3,71 +3,48 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 import unicuco.models.hetero  # noqa: F401  (registers the Auto classes)
 from tests.unicuco.checkpoint_models import (
     CONFIGS,
     PrefixPruner,
+    fresh_process,
+    load,
+    logits_of,
     masked_model,
     random_shapes,
     some_tokens,
     tiny_model,
     tiny_tokenizer,
+    write,
 )
 from unicuco.checkpoint import CheckpointCard, write_checkpoint
 from unicuco.checkpoint.card import file_digests
 from unicuco.errors import CheckpointError
-from unicuco.models.hetero import attention_unicuco
-from unicuco.models.load import BaseModel
 from unicuco.space import SearchSpace, Shape
 
 torch.set_num_threads(1)
 
 
-def _write(base: BaseModel, shape: Shape, target: Path, layout: str, **options: object) -> Path:
-    options = {"verify": False, "tokenizer": None} | options
-    return write_checkpoint(base, options.pop("tokenizer"), PrefixPruner(base), shape, target, layout, **options).folder
-
-
-def _load(folder: Path, **options: object):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options).eval()
-
-
-def _logits(model, tokens):
-    with torch.no_grad():
-        return model(input_ids=tokens).logits
-
-
-def _fresh_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs ``code`` where nothing of ours can be imported."""
-    return subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        capture_output=True, text=True, cwd=folder,
-        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("family", CONFIGS)
 def test_both_layouts_compute_what_the_masked_original_does(family: str, tmp_path: Path) -> None:
     base, tokens = tiny_model(family), some_tokens()
-    dense = _logits(base.model, tokens)
+    dense = logits_of(base.model, tokens)
     for i, shape in enumerate(random_shapes(base, seed=1, count=10)):
-        hetero = _load(_write(base, shape, tmp_path / f"h{i}", "hetero"))
-        padded = _load(_write(base, shape, tmp_path / f"p{i}", "padded"))
-        expected = _logits(masked_model(base, shape), tokens)
+        hetero = load(write(base, shape, tmp_path / f"h{i}", "hetero"))
+        padded = load(write(base, shape, tmp_path / f"p{i}", "padded"))
+        expected = logits_of(masked_model(base, shape), tokens)
         assert (expected - dense).abs().max() > 0.05, shape  # the strategy is visible in the logits at all
         torch.testing.assert_close(
-            _logits(hetero, tokens), expected, atol=1e-4, rtol=0, msg=lambda m, s=shape: f"{s}: {m}"
+            logits_of(hetero, tokens), expected, atol=1e-4, rtol=0, msg=lambda m, s=shape: f"{s}: {m}"
         )
         torch.testing.assert_close(
-            _logits(padded, tokens), expected, atol=1e-4, rtol=0, msg=lambda m, s=shape: f"{s}: {m}"
+            logits_of(padded, tokens), expected, atol=1e-4, rtol=0, msg=lambda m, s=shape: f"{s}: {m}"
         )
         options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
         mask = torch.ones_like(tokens)
@@ -81,7 +58,7 @@ def test_both_layouts_compute_what_the_masked_original_does(family: str, tmp_pat
 @pytest.mark.parametrize("family", CONFIGS)
 def test_cached_generation_equals_recomputing_everything(family: str, tmp_path: Path) -> None:
     base = tiny_model(family)
-    hetero = _load(_write(base, Shape((0, 1, 2, 1), (32, 0, 96, 16)), tmp_path / "h", "hetero"))
+    hetero = load(write(base, Shape((0, 1, 2, 1), (32, 0, 96, 16)), tmp_path / "h", "hetero"))
     options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
     cached = hetero.generate(some_tokens(), **options)
     assert torch.equal(cached, hetero.generate(some_tokens(), use_cache=False, **options))
@@ -89,52 +66,9 @@ def test_cached_generation_equals_recomputing_everything(family: str, tmp_path: 
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("length", [7, 100])  # within a sliding window, and beyond it and a block of queries
-def test_bfloat16_is_as_exact_with_the_fast_attention(
-    family: str, length: int, tmp_path: Path, fast: list[int]
-) -> None:
-    base, tokens = tiny_model(family, dtype=torch.bfloat16), some_tokens(length)
-    folder = _write(base, Shape((0, 1, 2, 1), (32, 0, 96, 16)), tmp_path / "h", "hetero")
-    found = _logits(_load(folder), tokens)
-    expected = {"mistral": 0, "qwen2": 1, "qwen3": 1, "gemma3_text": 2, "llama": 3}[family] if length > 8 else 3
-    assert fast == [length] * expected
-    plain = _logits(_load(folder, attn_implementation="sdpa"), tokens)
-    exact = _logits(_load(folder, attn_implementation="eager").float(), tokens)
-    assert len(fast) == expected
-    noise = (plain - exact).square().mean().sqrt()
-    assert (found - exact).square().mean().sqrt() <= 1.25 * noise
-
-
-@pytest.mark.parametrize("family", CONFIGS)
-def test_bfloat16_generates_with_the_fast_attention(family: str, tmp_path: Path, fast: list[int]) -> None:
-    """Near ties of bfloat16 fall either way, so a token is right when its exact logit is the largest up to noise."""
-    base, tokens = tiny_model(family, dtype=torch.bfloat16), some_tokens(7)
-    folder = _write(base, Shape((0, 1, 2, 1), (32, 0, 96, 16)), tmp_path / "h", "hetero")
-    quick, plain = _load(folder), _load(folder, attn_implementation="sdpa")
-    exact = _load(folder, attn_implementation="eager").float()
-    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
-    for how in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
-        fast.clear()
-        found = quick.generate(tokens, **how, **options)
-        assert fast[:3] == (
-            [] if "cache_implementation" in how else [7, 7, 7]
-        )  # a static cache is longer than its tokens
-        logits = _logits(exact, found)
-        noise = (_logits(plain, found) - logits).abs().max()
-        logits[..., 2] = -torch.inf  # the end is not allowed that early
-        chosen = logits[:, 6:-1].gather(-1, found[:, 7:, None])[..., 0]
-        assert (logits[:, 6:-1].amax(-1) - chosen).max() <= 4 * noise, how
-    fast.clear()
-    mask = torch.ones_like(tokens)
-    mask[0, :3] = 0  # left padding
-    padded = [model.generate(tokens, attention_mask=mask, **options) for model in (quick, plain)]
-    assert torch.equal(*padded) and not fast
-
-
-@pytest.mark.parametrize("family", CONFIGS)
 def test_saving_a_loaded_checkpoint_changes_no_byte(family: str, tmp_path: Path) -> None:
-    first = _write(tiny_model(family), Shape((0, 1, 2, 0), (32, 0, 96, 48)), tmp_path / "first", "hetero")
-    _load(first).save_pretrained(tmp_path / "second")
+    first = write(tiny_model(family), Shape((0, 1, 2, 0), (32, 0, 96, 48)), tmp_path / "first", "hetero")
+    load(first).save_pretrained(tmp_path / "second")
     names = sorted(p.name for p in first.iterdir() if p.name not in ("README.md", "unicuco.json"))
     assert sorted(p.name for p in (tmp_path / "second").iterdir()) == names
     for name in names:
@@ -143,12 +77,12 @@ def test_saving_a_loaded_checkpoint_changes_no_byte(family: str, tmp_path: Path)
 
 def test_weights_are_cut_into_files_of_the_size_asked_for(tmp_path: Path) -> None:
     base, shape = tiny_model("llama"), Shape((0, 1, 2, 0), (32, 0, 96, 48))
-    whole = _write(base, shape, tmp_path / "whole", "hetero")
-    cut = _write(base, shape, tmp_path / "cut", "hetero", max_shard_size="100KB")
+    whole = write(base, shape, tmp_path / "whole", "hetero")
+    cut = write(base, shape, tmp_path / "cut", "hetero", max_shard_size="100KB")
     sizes = [path.stat().st_size for path in cut.glob("model-*.safetensors")]
     assert len(sizes) > 2 and max(sizes) < 110_000
     assert abs(sum(sizes) - (whole / "model.safetensors").stat().st_size) < 10_000  # headers; no tensor twice
-    assert torch.equal(_logits(_load(cut), some_tokens()), _logits(_load(whole), some_tokens()))
+    assert torch.equal(logits_of(load(cut), some_tokens()), logits_of(load(whole), some_tokens()))
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -162,7 +96,7 @@ def test_size_is_exactly_what_the_search_space_says(family: str, tmp_path: Path)
         if not any(shape.groups):
             continue
         report = write_checkpoint(base, None, PrefixPruner(base), shape, tmp_path / str(i), verify=False)
-        model = _load(report.folder)
+        model = load(report.folder)
         in_files = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
         assert report.size.params == report.size.params_stored == in_files == space.size(index).params
         assert report.size.bytes == 4 * in_files
@@ -173,8 +107,8 @@ def test_loads_in_a_fresh_process_with_the_code_it_carries(tmp_path: Path) -> No
     for family in CONFIGS:
         base = tiny_model(family)
         shape = random_shapes(base, seed=5, count=6)[-1]
-        folder = _write(base, shape, tmp_path / family, "hetero", tokenizer=tiny_tokenizer())
-        generated = _load(folder).generate(some_tokens(), max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        folder = write(base, shape, tmp_path / family, "hetero", tokenizer=tiny_tokenizer())
+        generated = load(folder).generate(some_tokens(), max_new_tokens=6, min_new_tokens=6, do_sample=False)
         expected[str(folder)] = generated.tolist()
     code = f"""
 import json, sys, torch
@@ -194,35 +128,9 @@ for folder in {list(expected)!r}:
 assert "unicuco" not in sys.modules
 print(json.dumps(found))
 """
-    ran = _fresh_process(code, tmp_path)
+    ran = fresh_process(code, tmp_path)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert json.loads(ran.stdout.splitlines()[-1]) == expected
-
-
-def test_the_code_it_carries_brings_the_fast_attention_along(tmp_path: Path, fast: list[int]) -> None:
-    base = tiny_model("llama", dtype=torch.bfloat16)
-    folder = _write(base, Shape((0, 1, 2, 1), (32, 0, 96, 16)), tmp_path / "h", "hetero")
-    expected = _logits(_load(folder), some_tokens())
-    assert fast == [12, 12, 12]
-    code = f"""
-import json, sys, torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype="auto", trust_remote_code=True)
-(carried,) = [module for name, module in sys.modules.items() if name.endswith(".attention_unicuco")]
-decide, fast = carried._plain_causal, []
-carried._plain_causal = lambda *given: fast.append(decide(*given)) or fast[-1]
-with torch.no_grad():
-    logits = model(torch.tensor({some_tokens().tolist()!r})).logits
-assert fast == [True] * 3, fast
-model.save_pretrained({str(folder)!r} + "-again")
-assert "unicuco" not in sys.modules
-print(json.dumps(logits.float().tolist()))
-"""
-    ran = _fresh_process(code, tmp_path)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert torch.equal(torch.tensor(json.loads(ran.stdout.splitlines()[-1])), expected.float())
-    again, first = (tmp_path / name / "attention_unicuco.py" for name in ("h-again", "h"))
-    assert again.read_bytes() == first.read_bytes() == Path(attention_unicuco.__file__).read_bytes()
 
 
 def test_reload_and_compare_passes_and_is_recorded(tmp_path: Path) -> None:
@@ -253,34 +161,34 @@ def test_reload_and_compare_passes_and_is_recorded(tmp_path: Path) -> None:
         text = (report.folder / "README.md").read_text()
         assert "0.3125" in text and "| 1 | 1 of 2 | 2 of 4 | 0 of 96 |" in text and '{"kept": 0.7}' in text
         assert AutoTokenizer.from_pretrained(report.folder)("w7").input_ids == [7]
-        assert _load(report.folder).dtype == torch.bfloat16
+        assert load(report.folder).dtype == torch.bfloat16
 
 
 def test_padded_needs_neither_our_classes_nor_code(tmp_path: Path) -> None:
     base = tiny_model("llama")
-    folder = _write(base, Shape((0, 0, 0, 0), (32, 0, 96, 16)), tmp_path / "p", "padded")
+    folder = write(base, Shape((0, 0, 0, 0), (32, 0, 96, 16)), tmp_path / "p", "padded")
     assert not list(folder.glob("*.py"))
-    assert type(_load(folder)).__module__ == type(base.model).__module__
+    assert type(load(folder)).__module__ == type(base.model).__module__
     assert type(AutoModel.from_pretrained(folder)).__name__ == "LlamaModel"
 
 
 def test_equal_strategies_give_equal_folders(tmp_path: Path) -> None:
     base, shape = tiny_model("llama"), Shape((1, 1, 2, 0), (32, 0, 96, 16))
-    one, two = (_write(base, shape, tmp_path / name, "hetero") for name in ("one", "two"))
+    one, two = (write(base, shape, tmp_path / name, "hetero") for name in ("one", "two"))
     assert file_digests(one) == file_digests(two)
     assert (one / "unicuco.json").read_bytes() == (two / "unicuco.json").read_bytes()
 
 
 def test_every_file_has_the_permissions_that_new_files_have(tmp_path: Path) -> None:
     (tmp_path / "new").touch()
-    folder = _write(tiny_model("llama"), Shape((1,) * 4, (32,) * 4), tmp_path / "h", "hetero")
+    folder = write(tiny_model("llama"), Shape((1,) * 4, (32,) * 4), tmp_path / "h", "hetero")
     assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "new").stat().st_mode}
 
 
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    folder = _write(tiny_model("llama"), Shape((1,) * 4, (32,) * 4), tmp_path / "h", "hetero")
+    folder = write(tiny_model("llama"), Shape((1,) * 4, (32,) * 4), tmp_path / "h", "hetero")
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert "model.embed_tokens.weight" in file.keys() and "lm_head.weight" not in file.keys()  # noqa: SIM118
 
@@ -291,15 +199,15 @@ def test_biases_of_output_projections_go_with_their_sublayer(tmp_path: Path) -> 
         Shape((0, 1, 2, 1), (32, 0, 96, 0)),
         some_tokens(),
     )
-    expected = _logits(masked_model(base, shape), tokens)
+    expected = logits_of(masked_model(base, shape), tokens)
     for layout in ("hetero", "padded"):
-        got = _logits(_load(_write(base, shape, tmp_path / layout, layout)), tokens)
+        got = logits_of(load(write(base, shape, tmp_path / layout, layout)), tokens)
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
 
 def test_attention_implementation_reaches_every_layer(tmp_path: Path) -> None:
-    hetero = _load(_write(tiny_model("gemma3_text"), Shape((0, 1, 2, 1), (32, 0, 96, 16)), tmp_path / "h", "hetero"))
-    before = _logits(hetero, some_tokens())
+    hetero = load(write(tiny_model("gemma3_text"), Shape((0, 1, 2, 1), (32, 0, 96, 16)), tmp_path / "h", "hetero"))
+    before = logits_of(hetero, some_tokens())
     hetero.set_attn_implementation("eager")
     with torch.no_grad():
         out = hetero(some_tokens(), output_attentions=True)
@@ -309,16 +217,16 @@ def test_attention_implementation_reaches_every_layer(tmp_path: Path) -> None:
 
 def test_base_model_is_left_as_it_was(tmp_path: Path) -> None:
     base, tokens = tiny_model("qwen3"), some_tokens()
-    before, config = _logits(base.model, tokens), base.model.config.to_dict()
+    before, config = logits_of(base.model, tokens), base.model.config.to_dict()
     write_checkpoint(base, None, PrefixPruner(base), Shape((0, 1, 2, 1), (32, 0, 96, 16)), tmp_path / "out")
-    assert torch.equal(_logits(base.model, tokens), before)
+    assert torch.equal(logits_of(base.model, tokens), before)
     assert base.model.config.to_dict() == config
 
 
 def test_a_generation_config_that_transformers_will_not_save_is_mended(tmp_path: Path) -> None:
     base = tiny_model("llama")
     base.model.generation_config.temperature = 0.6
-    folder = _write(base, Shape((1,) * 4, (32,) * 4), tmp_path / "h", "hetero")
+    folder = write(base, Shape((1,) * 4, (32,) * 4), tmp_path / "h", "hetero")
     assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.6
     assert base.model.generation_config.do_sample is not True
 
@@ -339,14 +247,14 @@ def test_refusals(shape: Shape, options: dict, says: str, tmp_path: Path) -> Non
 
 def test_replaces_only_when_told_and_only_its_own(tmp_path: Path) -> None:
     base, shape, other = tiny_model("llama"), Shape((1,) * 4, (32,) * 4), Shape((2,) * 4, (32,) * 4)
-    folder = _write(base, shape, tmp_path / "out", "hetero")
+    folder = write(base, shape, tmp_path / "out", "hetero")
     with pytest.raises(CheckpointError, match="exists already"):
-        _write(base, other, folder, "hetero")
-    _write(base, other, folder, "hetero", replace=True)
+        write(base, other, folder, "hetero")
+    write(base, other, folder, "hetero", replace=True)
     assert json.loads((folder / "unicuco.json").read_text())["shape"]["groups"] == [2] * 4
     assert list(tmp_path.iterdir()) == [folder]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="no checkpoint of ours"):
-        _write(base, other, tmp_path / "thesis", "hetero", replace=True)
+        write(base, other, tmp_path / "thesis", "hetero", replace=True)
     assert (tmp_path / "thesis" / "chapter.tex").exists()
