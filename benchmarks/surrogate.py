@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import demo_policy, finish, parser, surroundings
-from unicuco.policy import Z90, Policy
+from unicuco.policy import Policy
+from unicuco.sampling import Z90
 from unicuco.slopes import read_slopes
 from unicuco.surrogate import NOISE_FLOOR, Surrogate, SurrogateConfig
 

@@ -15,10 +15,10 @@ from unicuco.errors import PolicyError
 from unicuco.objectives import front, site_shares, tchebycheff
 from unicuco.policy_parts import PolicyParts, load_parts, save_parts
 from unicuco.request import Answer, Request
+from unicuco.sampling import Z90, sampling_variance
 from unicuco.space import Size, budgets_of
 from unicuco.surrogate import NOISE_FLOOR
 
-Z90 = 1.645
 GRID = 256
 """Preferences at which StratNet's front is laid out once, to answer bounds by look-up."""
 BYTES_PER_PARAM = 2
@@ -76,17 +76,7 @@ class Policy:
 
     @cached_property
     def _sampling_variance(self) -> float:
-        """Variance of log KL between one draw of windows and another of the same number.
-
-        From how KL differs between the windows of one evaluation; the median over the more pruned half, where the
-        answers are. Twice the variance of one mean: the search windows and the fresh ones are both draws.
-        """
-        spreads = [
-            np.var(e.window_kl, ddof=1) / len(e.window_kl) / max(e.kl, NOISE_FLOOR) ** 2
-            for e in self.parts.evaluations
-            if len(e.window_kl) > 1 and e.kl > 0.01
-        ]
-        return 2 * float(np.median(spreads)) if spreads else 0.0
+        return sampling_variance(self.parts.evaluations)
 
     def _budget(self, request: Request, bytes_per_param: int) -> float:
         """The smallest of the request's size bounds, in parameters."""

@@ -1,0 +1,61 @@
+"""How far KL varies between draws of windows, where it is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from tests.unicuco.synthetic import KnownDamage, make_space
+from unicuco.evaluations import Candidate, Evaluation
+from unicuco.sampling import Z90, _t90, sampling_variance
+
+MODEL = KnownDamage(make_space(2), seed=0)
+SIGMA = 0.3
+"""Of log KL between single windows."""
+
+
+def evaluations(rng: np.random.Generator, windows: int, groups: int, bases: int = 2) -> list[Evaluation]:
+    """A search on ``windows`` windows whose difficulty is the same for all strategies, and margins on other groups."""
+    groups_or_one = max(groups, 1)
+    search = np.exp(rng.normal(0, SIGMA, windows))
+    elsewhere = np.exp(rng.normal(0, SIGMA, (groups, windows))).mean(axis=1)
+    plain = MODEL.evaluation(Candidate("0", (1,) * MODEL.space.num_sites, "made-up"))
+    found = []
+    for i in range(max(bases * groups, 5)):
+        kl = 0.1 + 0.05 * i
+        with_margins = i < bases * groups
+        found.append(
+            replace(
+                plain,
+                eval_id=str(i),
+                kl=float(kl * search.mean()),
+                window_kl=tuple(kl * search),
+                margin_group=i % groups_or_one if with_margins else -1,
+                margins_kl=float(kl * elsewhere[i % groups_or_one]) if with_margins else np.nan,
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize(("windows", "groups"), [(4, 4), (4, 0), (8, 2)])
+def test_intervals_made_of_it_hold_as_often_as_they_say(windows: int, groups: int) -> None:
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(3000):
+        done = evaluations(rng, windows, groups)
+        fresh = np.exp(rng.normal(0, SIGMA, windows)).mean()
+        gap = np.log(fresh) - np.log(np.mean(done[0].window_kl) / 0.1)
+        inside.append(abs(gap) <= Z90 * np.sqrt(sampling_variance(done)))
+    assert 0.86 < np.mean(inside) < 0.94
+
+
+def test_nothing_is_known_from_nothing() -> None:
+    assert sampling_variance([]) == 0.0
+
+
+@pytest.mark.parametrize("freedom", [3, 5, 7, 11, 40])
+def test_the_t_distribution_is_near_enough(freedom: int) -> None:
+    assert _t90(freedom) == pytest.approx(t.ppf(0.95, freedom), rel=0.02)
