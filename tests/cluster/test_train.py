@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
-BUDGET = 16
+BUDGET = 32
 TOKENS = 64 * 32
 
 
