@@ -71,12 +71,14 @@ class Policy:
         """Mean of log KL, and the deviation of a measurement on fresh windows around it."""
         with torch.no_grad():
             mean, deviation = self.parts.surrogate.predict(torch.as_tensor(self.space.sparsities(levels)))
-        noise = self.parts.surrogate.noise_std**2 + self._sampling_variance
+        noise = self.parts.surrogate.noise_std**2 + np.interp(self.space.kept(levels), *self._sampling)
         return mean.numpy(), np.sqrt(deviation.numpy() ** 2 + noise)
 
     @cached_property
-    def _sampling_variance(self) -> float:
-        return sampling_variance(self.parts.evaluations)
+    def _sampling(self) -> tuple[np.ndarray, np.ndarray]:
+        """Kept shares (ascending) and the variance of log KL between draws of windows at each."""
+        kept = np.linspace(0.0, 1.0, 101)
+        return kept, sampling_variance(self.parts.evaluations, kept)
 
     def _budget(self, request: Request, bytes_per_param: int) -> float:
         """The smallest of the request's size bounds, in parameters."""

@@ -7,44 +7,49 @@ from collections.abc import Sequence
 import numpy as np
 
 from unicuco.evaluations import Evaluation
-from unicuco.surrogate import NOISE_FLOOR
 
 Z90 = 1.645
 """Half a 90 % interval, in standard deviations."""
 ENOUGH_KL = 0.01
 """Below this KL, noise of the number format decides how windows differ."""
+NEAR = 0.08
+"""Kept shares this far apart are still alike."""
 
 
-def sampling_variance(evaluations: Sequence[Evaluation]) -> float:
-    """Variance of log KL between one draw of windows and another of the same number.
+def sampling_variance(evaluations: Sequence[Evaluation], kept: np.ndarray) -> np.ndarray:
+    """Variance of log KL between one draw of windows and another of the same number, at each kept share (``n``).
 
     Two sources. How KL differs between the search windows themselves: few windows, and all evaluations have the same
     ones, so this is one estimate with one degree of freedom less than windows. And how KL on each group of margin
     windows differs from KL on the search windows: a draw against a draw, one degree of freedom per group. Pooled by
     their degrees of freedom, and widened as far as a t distribution is wider at 90 % than a normal one, for the
-    variance itself is guessed.
+    variance itself is guessed. Windows differ more, in proportion, where little is pruned: the first source has enough
+    evaluations of all sizes to say by how much.
     """
-    within = [
-        2 * np.var(e.window_kl, ddof=1) / len(e.window_kl) / max(e.kl, NOISE_FLOOR) ** 2
-        for e in evaluations
-        if len(e.window_kl) > 1 and e.kl > ENOUGH_KL
-    ]
+    kept = np.atleast_1d(np.asarray(kept, dtype=np.float64))
+    seen = [e for e in evaluations if len(e.window_kl) > 1 and e.kl > ENOUGH_KL]
+    if not seen:
+        return np.zeros(len(kept))
+    windows = len(seen[0].window_kl)
+    within = np.array([2 * np.var(e.window_kl, ddof=1) / windows / e.kl**2 for e in seen])
+    sizes, typical = np.array([e.kept for e in seen]), float(np.median(within))
+    if typical <= 0:
+        return np.zeros(len(kept))
+
+    def shape(at: np.ndarray) -> np.ndarray:
+        """Variance at these sizes, in units of the typical one."""
+        near = np.exp(-(((at[:, None] - sizes[None]) / NEAR).clip(-6, 6) ** 2) / 2)
+        return near @ within / near.sum(axis=1) / typical
+
     groups: dict[int, list[float]] = {}
-    for e in evaluations:
-        if e.margin_group >= 0 and e.margins_kl > ENOUGH_KL and e.kl > ENOUGH_KL:
-            groups.setdefault(e.margin_group, []).append(float(np.log(e.margins_kl / e.kl)))
+    for e in seen:
+        if e.margin_group >= 0 and e.margins_kl > ENOUGH_KL:
+            gap = float(np.log(e.margins_kl / e.kl) / np.sqrt(shape(np.array([e.kept]))[0]))
+            groups.setdefault(e.margin_group, []).append(gap)
     between = [float(np.mean(gaps)) ** 2 for gaps in groups.values()]
-    estimates: list[tuple[float, int]] = []
-    if within:
-        windows = next(len(e.window_kl) for e in evaluations if len(e.window_kl) > 1)
-        estimates.append((float(np.median(within)), windows - 1))
-    if between:
-        estimates.append((float(np.mean(between)), len(between)))
-    if not estimates:
-        return 0.0
-    freedom = sum(count for _, count in estimates)
-    pooled = sum(value * count for value, count in estimates) / freedom
-    return pooled * (_t90(freedom) / Z90) ** 2
+    freedom = windows - 1 + len(between)
+    pooled = (typical * (windows - 1) + sum(between)) / freedom
+    return pooled * (_t90(freedom) / Z90) ** 2 * shape(kept)
 
 
 def _t90(freedom: int) -> float:

@@ -48,12 +48,23 @@ def test_intervals_made_of_it_hold_as_often_as_they_say(windows: int, groups: in
         done = evaluations(rng, windows, groups)
         fresh = np.exp(rng.normal(0, SIGMA, windows)).mean()
         gap = np.log(fresh) - np.log(np.mean(done[0].window_kl) / 0.1)
-        inside.append(abs(gap) <= Z90 * np.sqrt(sampling_variance(done)))
+        inside.append(abs(gap) <= Z90 * np.sqrt(sampling_variance(done, np.array([0.7]))[0]))
     assert 0.86 < np.mean(inside) < 0.94
 
 
 def test_nothing_is_known_from_nothing() -> None:
-    assert sampling_variance([]) == 0.0
+    assert (sampling_variance([], np.array([0.5, 0.9])) == 0).all()
+
+
+def test_it_grows_where_windows_differ_more() -> None:
+    """Twice the spread above kept 0.8, as where little is pruned."""
+    plain = MODEL.evaluation(Candidate("0", (1,) * MODEL.space.num_sites, "made-up"))
+    found = []
+    for i, kept in enumerate(np.linspace(0.4, 1.0, 61)):
+        factors = 1 + (0.2 if kept > 0.8 else 0.1) * np.array([-1.0, -0.5, 0.5, 1.0])
+        found.append(replace(plain, eval_id=str(i), kept=float(kept), kl=0.5, window_kl=tuple(0.5 * factors)))
+    small, large = np.sqrt(sampling_variance(found, np.array([0.5, 0.95])))
+    assert large / small == pytest.approx(2, rel=0.05)
 
 
 @pytest.mark.parametrize("freedom", [3, 5, 7, 11, 40])
