@@ -10,7 +10,7 @@ many for each of two sizes. Figures, means over seeds:
 - ``hypervolume_ratio`` per rival: of (kept, log KL held out), ours ÷ theirs (goal 1.0);
 - ``search_gap``: held-out ÷ search KL per contestant: how much of what it found was luck.
 
-Everything lies under ``--runs``: evaluations in a cache, a finished contestant in ``results.json``. A benchmark that is
+Everything lies under ``--runs``: evaluations in a cache, a finished contestant in ``results/NAME.json``. A benchmark that is
 cut off, by ``--minutes`` or otherwise, goes on where it stopped; what it prints says who is still missing. ``--quick``:
 one seed, three sizes.
 """
@@ -57,14 +57,15 @@ def main() -> None:
     sizes = sizes[::2] if given.quick and given.space == "width" else sizes
     seeds = given.seeds[:1] if given.quick else given.seeds
     field = CONTESTANTS if given.space == "width" else DEPTH_CONTESTANTS
-    field = {name: run for name, run in field.items() if not given.only or name in (*given.only, "ours")}
+    todo = {name: run for name, run in field.items() if not given.only or name in given.only}
     until = time.monotonic() + 60 * given.minutes
     tables, evaluator = [], None
     for seed in seeds:
         evaluator = open_evaluator(given.space, seed)
         folder = given.runs / f"{given.space}-{given.evaluations}-{len(sizes)}-seed-{seed}"
         cache = EvaluationCache(evaluator, given.runs / "cache" / f"{evaluator.preparation.digest[:16]}")
-        tables.append(run_seed(Race(cache, sizes, given.evaluations, seed, folder), field, until))
+        run_seed(Race(cache, sizes, given.evaluations, seed, folder), todo, until)
+        tables.append(read_results(folder))
     assert evaluator is not None
     about = surroundings(
         model=MODEL,
@@ -88,30 +89,35 @@ def open_evaluator(space: str, seed: int) -> Evaluator:
     return Evaluator(MODEL, prepared.folder, EvaluatorConfig(), base=base)
 
 
-def run_seed(race: Race, field: dict[str, Contestant], until: float) -> Results:
-    """Everybody of ``field`` that has not finished yet; returns all that have."""
-    path = race.folder / "results.json"
-    results: Results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def run_seed(race: Race, todo: dict[str, Contestant], until: float) -> None:
+    """Everybody of ``todo`` that has not finished yet, each into a file of its own: several of these may run at once."""
     heldout = open_heldout(race.cache.evaluator, WINDOWS)
-    for name, contestant in field.items():
-        if name in results or time.monotonic() > until:
+    for name, contestant in todo.items():
+        path = race.folder / "results" / f"{name}.json"
+        if path.is_file() or time.monotonic() > until:
             continue
         began, misses = time.perf_counter(), race.cache.misses
         levels = contestant(race)
         seconds = time.perf_counter() - began
         asked = [i for i, row in enumerate(levels) if (row >= 0).all()]
         assert all(race.cache.evaluator.space.kept(levels[i]) <= race.sizes[i] + 1e-9 for i in asked), name
-        results[name] = {
+        result = {
             "levels": levels.tolist(),
             "search": [race.cache.kl(row) if i in asked else None for i, row in enumerate(levels)],
             "heldout": [race.cache.kl(row, heldout) if i in asked else None for i, row in enumerate(levels)],
             "seconds": seconds,
             "measured_anew": race.cache.misses - misses,
         }
-        write_json(path, results)
-        shown = " ".join("-" if kl is None else f"{kl:.4f}" for kl in results[name]["heldout"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+        shown = " ".join("-" if kl is None else f"{kl:.4f}" for kl in result["heldout"])
         console.print(f"seed {race.seed}  {name:<16} held out {shown}  {seconds:.0f} s")
-    return results
+
+
+def read_results(folder: Path) -> Results:
+    """What has finished on one seed."""
+    paths = sorted((folder / "results").glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def report(tables: list[Results], sizes: tuple[float, ...], field: list[str], about: dict[str, Any], to: Any) -> None:
