@@ -281,5 +281,6 @@ def open_learner(preparation: Path, evaluations: Path, config: Any, provenance: 
     from unicuco.preparation import Preparation
 
     prepared = Preparation.open(preparation)
-    groups = prepared.config.calibration.margin_groups
-    return Learner(prepared.space, prepared.damage, config, EvaluationLog(evaluations), provenance, groups)
+    return Learner(
+        prepared.space, prepared.damage, config, EvaluationLog(evaluations), provenance, prepared.margin_groups
+    )

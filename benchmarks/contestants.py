@@ -58,7 +58,7 @@ def paper(race: Race) -> np.ndarray:
 
 def _learner(race: Race, name: str, config: LearnerConfig) -> np.ndarray:
     preparation = race.cache.evaluator.preparation
-    groups = preparation.config.calibration.margin_groups
+    groups = preparation.margin_groups
     log = EvaluationLog(race.folder / name)
     learner = Learner(preparation.space, preparation.damage, config, log, margin_groups=groups)
     while not learner.finished():
