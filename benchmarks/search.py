@@ -10,9 +10,9 @@ many for each of two sizes. Figures, means over seeds:
 - ``hypervolume_ratio`` per rival: of (kept, log KL held out), ours ÷ theirs (goal 1.0);
 - ``search_gap``: held-out ÷ search KL per contestant: how much of what it found was luck.
 
-Everything lies under ``--runs``: evaluations in a cache, a finished contestant in ``results/NAME.json``. A benchmark that is
-cut off, by ``--minutes`` or otherwise, goes on where it stopped; what it prints says who is still missing. ``--quick``:
-one seed, three sizes.
+Everything lies under ``--runs``: evaluations in a cache, a finished contestant in ``results/NAME.json``. A benchmark
+that is cut off, by ``--minutes`` or otherwise, goes on where it stopped; what it prints says who is still missing.
+``--quick``: one seed, three sizes.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def open_evaluator(space: str, seed: int) -> Evaluator:
 
 
 def run_seed(race: Race, todo: dict[str, Contestant], until: float) -> None:
-    """Everybody of ``todo`` that has not finished yet, each into a file of its own: several of these may run at once."""
+    """Everybody of ``todo`` that has not finished yet, each into a file of its own: several may run at once."""
     heldout = open_heldout(race.cache.evaluator, WINDOWS)
     for name, contestant in todo.items():
         path = race.folder / "results" / f"{name}.json"
