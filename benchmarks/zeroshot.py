@@ -56,13 +56,16 @@ def main() -> None:
     evaluator = open_evaluator("width", given.seed)
     heldout = open_heldout(evaluator, WINDOWS)
     wanted = contestants(given, evaluator, heldout)
+    tokens_heldout = heldout.num_tokens
+    kl = {name: measure(heldout, levels).kl if levels.any() else 0.0 for name, levels in wanted.items()}
+    del heldout  # its log-probabilities are gigabytes
     found: dict[str, Scores] = {}
     models: dict[str, Any] = {}
     for name, levels in wanted.items():
-        record = scored(evaluator, heldout, levels, given)
+        record = scored(evaluator, levels, given)
         found[name] = from_json(record["scores"])
         mean, error = average(found[name])
-        models[name] = record | {"average": mean, "average_error": error}
+        models[name] = record | {"kl_heldout": kl[name], "average": mean, "average_error": error}
         if name != "dense" and "dense" in found:
             models[name]["change"], models[name]["change_error"] = average_change(found[name], found["dense"])
         console.print(f"{name}: average {mean:.3f} ± {error:.3f}, {record['seconds']:.0f} s")
@@ -73,7 +76,7 @@ def main() -> None:
         shots=0,
         seed=given.seed,
         dtype=DTYPE,
-        tokens_heldout=heldout.num_tokens,
+        tokens_heldout=tokens_heldout,
         threads=torch.get_num_threads(),
     )
     figures = {"models": models, "surroundings": about}
@@ -117,7 +120,7 @@ def contestants(given: Any, evaluator: Evaluator, heldout: Evaluator) -> dict[st
     return wanted
 
 
-def scored(evaluator: Evaluator, heldout: Evaluator, levels: np.ndarray, given: Any) -> dict[str, Any]:
+def scored(evaluator: Evaluator, levels: np.ndarray, given: Any) -> dict[str, Any]:
     """What one model scores: from disk where it was scored before, else measured and put there."""
     digest = evaluator.preparation.digest
     dense = not levels.any()
@@ -128,7 +131,6 @@ def scored(evaluator: Evaluator, heldout: Evaluator, levels: np.ndarray, given: 
         return dict(json.loads(path.read_text(encoding="utf-8")))
     size = evaluator.space.size(levels)
     record: dict[str, Any] = {"levels": levels.tolist(), "kept": size.kept, "ratio": size.ratio}
-    record["kl_heldout"] = 0.0 if dense else measure(heldout, levels).kl
     tokenizer = load_tokenizer(evaluator.base.source)
     began = time.perf_counter()
     if dense:
