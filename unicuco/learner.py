@@ -119,7 +119,9 @@ class Learner:
         self.space, self.config, self.log = space, config, log
         # A small space may hold fewer strategies than the budget; none is proposed twice.
         self._most = math.prod(int(n) for n in space.num_levels)
-        self._margin_groups = 0 if plain or config.margins == 0 else margin_groups
+        # Where sites are only kept or dropped there are no slopes to learn from.
+        useless = plain or config.margins == 0 or int(space.num_levels.max()) <= 2
+        self._margin_groups = 0 if useless else margin_groups
         self.provenance = provenance or {}
         self._damage = None if plain else damage
         self._lock = threading.RLock()

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unicuco.models.attention_gradient import fast_gradients
 from unicuco.models.sites import find_blocks
 from unicuco.models.swap import SwitchableModel
 from unicuco.pruners.base import PrunedBlock, Pruner, pruned_blocks
@@ -73,7 +74,7 @@ def measure_margins(
     gradients: dict[tuple[str, int], Tensor] = {}
     switch.apply(_at_full_width(pruner, space, shape))
     try:
-        with _watching(model, gradients):
+        with _watching(model, gradients), fast_gradients(model):
             kl = sum(
                 _backward(model, window, states, logits, tokens.numel())
                 for window, states in zip(tokens, dense.split(tokens.shape[1]), strict=True)

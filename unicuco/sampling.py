@@ -35,8 +35,8 @@ def sampling(evaluations: Sequence[Evaluation], kept: np.ndarray) -> Sampling:
 
     Draws of windows are easier or harder by a factor, log-normal, and the search windows are one draw; each group of
     margin windows is another, seen in what the same strategies have there. With G groups the search draw's own factor
-    is known up to a (G + 1)-th of the variance, and the variance itself from G degrees of freedom. How the search windows
-    differ among themselves adds as many degrees of freedom as there are windows, less one. The interval of a t
+    is known up to a (G + 1)-th of the variance, and the variance itself from G degrees of freedom. How the search
+    windows differ among themselves adds as many degrees of freedom as there are windows, less one. The interval of a t
     distribution is wider at 90 % than a normal one: so much is added. Windows differ more, in proportion, where little
     is pruned: evaluations of all sizes say by how much.
     """
