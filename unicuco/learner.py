@@ -111,7 +111,11 @@ class Learner:
             margin_groups: groups of windows that margins take turns on; 0: none are asked for.
             damage: the preparation's table (``num_sites x max_levels``); unused by the plain surrogate.
             provenance: what the policy says of its origin (model, preparation, calibration, versions).
+
+        Raises:
+            SpaceError: the space cannot get as small as ``config.kept_low``.
         """
+        space.check_reach(config.kept_low)
         plain = config.surrogate.mean == "plain"
         if plain and config.stratnet.teaching:
             config = config.model_copy(update={"stratnet": config.stratnet.model_copy(update={"teaching": 0.0})})
@@ -135,7 +139,7 @@ class Learner:
         rng = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
-        self._net = StratNet(2, space.num_sites, config.stratnet.width)
+        self._net = StratNet(2, space.num_sites, config.stratnet.width, torch.as_tensor(space.deepest))
         design = first_design(space, self._damage, config.first_count, config.kept_low, rng)
         self._queue: deque[tuple[Proposal, float, float]] = deque((p, math.nan, math.nan) for p in design)
         self._spare = rng
