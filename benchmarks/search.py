@@ -1,6 +1,6 @@
 """Our search against every rival on the same budget, on the same evaluator; judged on windows nobody searched on.
 
-    python -m benchmarks.search --evaluations 300 [--space depth] [--only NAME ...] [--minutes N] [--json FILE]
+    python -m benchmarks.search --evaluations 300 [--space blocks] [--only NAME ...] [--minutes N] [--json FILE]
 
 Budgets are full-forward-equivalent evaluations of the standard tokens, for all sizes together; ``evolution-5x`` gets as
 many for each of two sizes. Figures, means over seeds:
@@ -34,10 +34,9 @@ from unicuco.heldout import WINDOWS, open_heldout
 from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.objectives import hypervolume
 from unicuco.preparation import PreparationConfig, prepare
-from unicuco.space import SpaceConfig
+from unicuco.space import SPACES
 from unicuco.storage import write_json
 
-SPACES = {"width": SpaceConfig(), "depth": SpaceConfig(sites="block", pruner="depth")}
 DEPTH_SIZES = (0.875, 0.75, 0.625)
 Results = dict[str, dict[str, Any]]
 """Contestant -> ``levels``, ``search`` and ``heldout`` KL per size, ``seconds``; one such table per seed."""
@@ -46,23 +45,23 @@ Results = dict[str, dict[str, Any]]
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--evaluations", type=int, default=300)
-    options.add_argument("--space", choices=sorted(SPACES), default="width")
+    options.add_argument("--space", choices=list(SPACES), default="mixed")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--only", nargs="+", help="run these contestants only")
     options.add_argument("--minutes", type=float, default=float("inf"), help="start no contestant after this long")
     options.add_argument("--runs", type=Path, default=Path("runs/search"))
     options.add_argument("--quick", action="store_true", help="one seed, three sizes")
     given = options.parse_args()
-    sizes = LADDER if given.space == "width" else DEPTH_SIZES
-    sizes = sizes[::2] if given.quick and given.space == "width" else sizes
+    depth = SPACES[given.space].pruner == "depth"
+    sizes = DEPTH_SIZES if depth else LADDER[::2] if given.quick else LADDER
     seeds = given.seeds[:1] if given.quick else given.seeds
-    field = CONTESTANTS if given.space == "width" else DEPTH_CONTESTANTS
+    field = DEPTH_CONTESTANTS if depth else CONTESTANTS
     todo = {name: run for name, run in field.items() if not given.only or name in given.only}
     until = time.monotonic() + 60 * given.minutes
     tables, evaluator = [], None
     for seed in seeds:
         evaluator = open_evaluator(given.space, seed)
-        folder = given.runs / f"{given.space}-{given.evaluations}-{len(sizes)}-seed-{seed}"
+        folder = given.runs / given.space / f"{given.evaluations}-{len(sizes)}-seed-{seed}"
         cache = EvaluationCache(evaluator, given.runs / "cache" / f"{evaluator.preparation.digest[:16]}")
         run_seed(Race(cache, sizes, given.evaluations, seed, folder), todo, until)
         tables.append(read_results(folder))
