@@ -127,6 +127,7 @@ class Learner:
         self._damage = None if plain else damage
         self._lock = threading.RLock()
         self._done: dict[str, Evaluation] = {e.eval_id: e for e in log.read()}
+        self._spent_on_done = sum(e.evaluations for e in self._done.values())
         self._running: dict[str, Candidate] = {}
         self._failed: dict[str, Candidate] = {}
         self._again: deque[Candidate] = deque()
@@ -169,6 +170,7 @@ class Learner:
                 return False
             self.log.append(evaluation)
             self._done[evaluation.eval_id] = evaluation
+            self._spent_on_done += evaluation.evaluations
             self._taken.add(strategy_key(evaluation.levels_array()))
             self._running.pop(evaluation.eval_id, None)
             self._failed.pop(evaluation.eval_id, None)
@@ -227,7 +229,7 @@ class Learner:
     def _spent(self) -> float:
         """Standard evaluations, those under way included."""
         under_way = [*self._failed.values(), *self._running.values(), *self._again]
-        return sum(e.evaluations for e in self._done.values()) + sum(c.cost for c in under_way)
+        return self._spent_on_done + sum(c.cost for c in under_way)
 
     def _handed_out(self) -> bool:
         count = len(self._done) + len(self._failed) + len(self._running) + len(self._again)
