@@ -19,14 +19,14 @@ from pydantic import BaseModel as Config
 from pydantic import ConfigDict, Field
 
 from unicuco.evaluations import MARGINS_COST, Candidate, Evaluation, EvaluationLog
-from unicuco.objectives import front, hypervolume
+from unicuco.measured_front import MeasuredFront
 from unicuco.policy import Policy
 from unicuco.policy_parts import PolicyParts
 from unicuco.proposals import Proposal, first_design, improvise, strategy_key
 from unicuco.refit import Queue, propose, refit
 from unicuco.space import SearchSpace
 from unicuco.stratnet import StratNet, StratNetConfig
-from unicuco.surrogate import NOISE_FLOOR, SurrogateConfig
+from unicuco.surrogate import SurrogateConfig
 
 BEST_KNOWN = ("prior", "stratnet", "allocation")
 """Origins of proposals that are somebody's best guess, not a disturbed one."""
@@ -122,11 +122,17 @@ class Learner:
         self.space, self.config, self.log = space, config, log
         # A small space may hold fewer strategies than the budget; none is proposed twice.
         self._most = math.prod(int(n) for n in space.num_levels)
+        self._first_count = config.first_count
+        if space.is_binary and not plain and config.first is None and space.num_sites + 2 <= 0.85 * config.evaluations:
+            self._first_count = max(
+                self._first_count, space.num_sites + 2
+            )  # every drop alone, where that is affordable
         self._margin_groups = 0 if plain or config.margins == 0 else margin_groups
         self.provenance = provenance or {}
         self._damage = None if plain else damage
         self._lock = threading.RLock()
         self._done: dict[str, Evaluation] = {e.eval_id: e for e in log.read()}
+        self._front = MeasuredFront(self._done.values())
         self._spent_on_done = sum(e.evaluations for e in self._done.values())
         self._running: dict[str, Candidate] = {}
         self._failed: dict[str, Candidate] = {}
@@ -141,7 +147,7 @@ class Learner:
         self._generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
         self._net = StratNet(2, space.num_sites, config.stratnet.width, torch.as_tensor(space.deepest))
-        design = first_design(space, self._damage, config.first_count, config.kept_low, rng)
+        design = first_design(space, self._damage, self._first_count, config.kept_low, rng)
         self._queue: deque[tuple[Proposal, float, float]] = deque((p, math.nan, math.nan) for p in design)
         self._spare = rng
 
@@ -170,6 +176,7 @@ class Learner:
                 return False
             self.log.append(evaluation)
             self._done[evaluation.eval_id] = evaluation
+            self._front.add(evaluation)
             self._spent_on_done += evaluation.evaluations
             self._taken.add(strategy_key(evaluation.levels_array()))
             self._running.pop(evaluation.eval_id, None)
@@ -197,7 +204,7 @@ class Learner:
             done, fresh = len(self._done), len(self._done) - self._trained_on
             if done < 2 or fresh == 0:
                 return False
-            enough = fresh >= self.config.batch and done >= self.config.first_count * 0.75
+            enough = fresh >= self.config.batch and done >= self._first_count * 0.75
             return enough or self._exhausted()
 
     def finished(self) -> bool:
@@ -207,13 +214,10 @@ class Learner:
 
     def status(self) -> LearnerStatus:
         with self._lock:
-            done = list(self._done.values())
-            running = len(self._running) + len(self._again)
-            counts = (len(done) + len(self._failed) + running, len(done), len(self._failed), running, self._version)
+            done, failed, running = len(self._done), len(self._failed), len(self._running) + len(self._again)
+            counts = (done + failed + running, done, failed, running, self._version)
             spent = self._spent() - sum(c.cost for c in (*self._running.values(), *self._again))
-        points = np.array([(e.kept, e.kl) for e in done if e.kl > 0]).reshape(-1, 2)
-        best = points[front(points)] if len(points) else points
-        return LearnerStatus(*counts, self._hypervolume(done), [(float(k), float(v)) for k, v in best], spent)
+            return LearnerStatus(*counts, self._front.hypervolume(), self._front.points(), spent)
 
     def evaluations(self) -> list[Evaluation]:
         """Everything done, in the order in which it was counted."""
@@ -280,13 +284,6 @@ class Learner:
             return -1
         self._bases.append(kept)
         return (len(self._bases) - 1) % self._margin_groups
-
-    def _hypervolume(self, done: list[Evaluation]) -> float:
-        uniform = [e.kl for e in done if e.origin == "uniform" and e.kept <= 0.5]  # the ladder ends at bound 0.5
-        if not uniform:
-            return 0.0
-        points = np.array([(e.kept, math.log(max(e.kl, NOISE_FLOOR))) for e in done])
-        return hypervolume(points, (1.0, math.log(min(uniform))))
 
     # -- train: seconds, in one worker thread ---------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 
 from unicuco.allocation import allocate
 from unicuco.evaluations import Candidate, Evaluation
+from unicuco.neighbours import neighbours
 from unicuco.objectives import Scale, site_shares
 from unicuco.proposals import Proposal, make_pool, make_teachers, pick
 from unicuco.slopes import read_slopes
@@ -68,7 +69,8 @@ def propose(
     generator: torch.Generator,
 ) -> Queue:
     """The ``count`` best of a pool of new strategies, given what was measured and what is under way."""
-    pool = make_pool(space, fitted.surrogate, fitted.net, kept_low, taken, generator)
+    near = neighbours(space, fitted.surrogate, done, kept_low, optimism, taken, generator)
+    pool = make_pool(space, fitted.surrogate, fitted.net, kept_low, taken, generator, more=near)
     levels = np.array([e.levels_array() for e in done])
     kl = np.array([e.kl for e in done])
     known = np.column_stack([space.kept(levels), np.log(kl + NOISE_FLOOR)])

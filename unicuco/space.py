@@ -76,6 +76,11 @@ class SearchSpace:
             table[i, : len(site.sparsity)] = site.sparsity
         return table
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether every site is kept or dropped and nothing in between."""
+        return self.config.pruner == "depth"
+
     @cached_property
     def deepest(self) -> np.ndarray:
         """The largest sparsity of each site (``num_sites``): 1 where it may be dropped."""
