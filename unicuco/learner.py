@@ -48,7 +48,7 @@ class LearnerConfig(Config):
     kept_low: float = Field(default=0.4, gt=0, lt=0.97)
     """The smallest share of the blocks' parameters that the search covers."""
     margins: float = Field(default=0.3, ge=0, le=0.75)
-    """Share of the budget for margins (unicuco/margins.py); the plain surrogate cannot use them."""
+    """Share of the budget for margins (unicuco/margins.py); the plain surrogate and depth spaces cannot use them."""
     optimism: float = Field(default=1.0, ge=0)
     """β of μ − βσ for proposing."""
     seed: int = Field(default=0, ge=0)
@@ -127,7 +127,9 @@ class Learner:
             self._first_count = max(
                 self._first_count, space.num_sites + 2
             )  # every drop alone, where that is affordable
-        self._margin_groups = 0 if plain or config.margins == 0 else margin_groups
+        # A site that is kept or dropped has a level on one side only: margins would teach nothing of it.
+        useless = plain or space.is_binary or config.margins == 0
+        self._margin_groups = 0 if useless else margin_groups
         self.provenance = provenance or {}
         self._damage = None if plain else damage
         self._lock = threading.RLock()
