@@ -1,6 +1,6 @@
 """Our search against every rival on the same budget, on the same evaluator; judged on windows nobody searched on.
 
-    python -m benchmarks.search --evaluations 300 [--space depth] [--only NAME ...] [--seeds 0 1 2] [--minutes N]
+    python -m benchmarks.search --evaluations 300 [--space blocks] [--only NAME ...] [--seeds 0 1 2] [--minutes N]
                                 [--transfer NAME=FILE] [--recorded] [--json FILE]
 
 Budgets are full-forward-equivalent evaluations of the standard tokens, for all sizes together; ``evolution-5x`` gets as
@@ -39,10 +39,9 @@ from unicuco.evaluator import Evaluator, EvaluatorConfig
 from unicuco.heldout import WINDOWS, open_heldout
 from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.preparation import PreparationConfig, prepare
-from unicuco.space import SpaceConfig
+from unicuco.space import SPACES
 from unicuco.storage import write_json
 
-SPACES = {"width": SpaceConfig(), "depth": SpaceConfig(sites="block", pruner="depth")}
 DEPTH_SIZES = (0.875, 0.75, 0.625)
 RECORDS = Path(__file__).parent / "records"
 TRANSFER_TOKENS, TRANSFER_WINDOW = 20480, 2048
@@ -51,7 +50,7 @@ TRANSFER_TOKENS, TRANSFER_WINDOW = 20480, 2048
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--evaluations", type=int, default=300)
-    options.add_argument("--space", choices=sorted(SPACES), default="width")
+    options.add_argument("--space", choices=list(SPACES), default="mixed")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--only", nargs="+", help="run these contestants only")
     options.add_argument("--minutes", type=float, default=float("inf"), help="start no contestant after this long")
@@ -60,17 +59,17 @@ def main() -> None:
     options.add_argument("--recorded", action="store_true", help="take finished results from benchmarks/records")
     options.add_argument("--quick", action="store_true", help="one seed, three sizes")
     given = options.parse_args()
-    sizes = LADDER if given.space == "width" else DEPTH_SIZES
-    sizes = sizes[::2] if given.quick and given.space == "width" else sizes
+    depth = SPACES[given.space].pruner == "depth"
+    sizes = DEPTH_SIZES if depth else LADDER[::2] if given.quick else LADDER
     seeds = given.seeds[:1] if given.quick else given.seeds
-    field = CONTESTANTS if given.space == "width" else DEPTH_CONTESTANTS
+    field = DEPTH_CONTESTANTS if depth else CONTESTANTS
     todo = {name: run for name, run in field.items() if not given.only or name in given.only}
     until = time.monotonic() + 60 * given.minutes
     tables: list[Results] = []
     for seed in seeds:
-        folder = given.runs / f"{given.space}-{given.evaluations}-{len(sizes)}-seed-{seed}"
+        folder = given.runs / given.space / f"{given.evaluations}-{len(sizes)}-seed-{seed}"
         if given.recorded:
-            take_records(folder)
+            take_records(RECORDS / folder.relative_to(given.runs), folder)
         open_here = functools.cache(functools.partial(open_evaluator, given.space, seed))
         if any(name not in read_results(folder, field) for name in todo) or given.transfer:
             cache = EvaluationCache(open_here(), given.runs / "cache" / f"{open_here().preparation.digest[:16]}")
@@ -100,9 +99,9 @@ def main() -> None:
     finish("Search: everybody on the same budget, held out", make_rows(standings, figures), figures, given.json)
 
 
-def take_records(folder: Path) -> None:
-    """Puts recorded results of ``folder``'s race beside its own; its own stay."""
-    for path in sorted((RECORDS / folder.name).glob("*.json")):
+def take_records(records: Path, folder: Path) -> None:
+    """Puts recorded results of a race beside those in its ``folder``, which stay."""
+    for path in sorted(records.glob("*.json")):
         target = folder / "results" / path.name
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -59,8 +59,13 @@ def train_command(
     calibration_windows: Annotated[int | None, typer.Option(help="Windows per domain for the preparation.")] = None,
     search_windows: Annotated[int | None, typer.Option(help="Windows per domain for every evaluation.")] = None,
     calibration_seed: Annotated[int | None, typer.Option(help="Seed that picks the windows.")] = None,
-    sites: Annotated[str | None, typer.Option(help="'sublayer' or 'block'.")] = None,
-    pruner: Annotated[str | None, typer.Option(help="'width' or 'depth'.")] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="What a strategy decides: 'blocks' or 'sublayers' (kept or dropped), 'width' (attention and MLPs "
+            "narrower, none dropped) or 'mixed' (narrower or dropped; the default)."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
     dtype: Annotated[str | None, typer.Option(help="'bfloat16' or 'float32'.")] = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads per evaluator on a CPU.")] = None,
@@ -113,8 +118,7 @@ def config_values(given: dict[str, Any]) -> dict[str, Any]:
         "search_windows": ("preparation", "calibration", "search_windows"),
         "calibration_seed": ("preparation", "calibration", "seed"),
         "calibration": ("preparation", "calibration", "domains"),
-        "sites": ("preparation", "space", "sites"),
-        "pruner": ("preparation", "space", "pruner"),
+        "space": ("preparation", "space"),
         "device": ("evaluator", "device"),
         "dtype": ("evaluator", "dtype"),
         "threads": ("evaluator", "threads"),
@@ -132,6 +136,8 @@ def config_values(given: dict[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(key, {})
             if not isinstance(inner, dict):
                 raise OptionError(f"{given['config']}: '{key}' must be a JSON object.")
+        if isinstance(inner.get(path[-1]), dict):
+            raise OptionError(f"--{name} and '{'.'.join(path)}' in {given['config']} say the same thing: give one.")
         inner[path[-1]] = given[name]
     return values
 

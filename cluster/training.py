@@ -27,6 +27,7 @@ from unicuco.learner import LearnerConfig
 from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.models.source import ModelSource, find_model
 from unicuco.preparation import Preparation, PreparationConfig, prepare
+from unicuco.space import SearchSpace
 from unicuco.storage import write_json
 
 POLL_SECONDS = 0.25
@@ -278,6 +279,7 @@ def _prepare(config: TrainConfig, source: ModelSource, console: Console) -> Prep
     tokenizer = load_tokenizer(source, trust)
     draw_windows(config.preparation.calibration, tokenizer, "heldout", WINDOWS)  # too short a text: say so now
     base = load_base_model(source, config.preparation.dtype, _driver_device(config), trust)
+    SearchSpace(base.geometry, config.preparation.space).check_reach(config.learner.kept_low)
     with stages(console) as report:
         return prepare(base, tokenizer, config.preparation, report)
 

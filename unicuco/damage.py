@@ -58,7 +58,7 @@ class DamageModel(gpytorch.Module):
         """Dᵢ(xᵢ), linear between levels (``... x num_sites``), differentiable in ``x``."""
         flat = x.clamp(0, 1).reshape(-1, x.shape[-1]).T.contiguous()  # num_sites x n
         upper = torch.searchsorted(self.levels, flat.detach()).clamp(1, self.levels.shape[1] - 1)
-        upper = torch.minimum(upper, self._last[:, None])
+        upper = torch.minimum(upper, self._last[:, None]).clamp_min(1)  # a site's only level is 0, and costs 0
         x0, x1 = self.levels.gather(1, upper - 1), self.levels.gather(1, upper)
         d0, d1 = self.damage.gather(1, upper - 1), self.damage.gather(1, upper)
         value = d0 + (d1 - d0) * (flat - x0) / (x1 - x0)

@@ -21,6 +21,10 @@ class PreparationError(UniCuCoError):
     """A preparation is missing, broken, or belongs to another base model."""
 
 
+class SpaceError(UniCuCoError):
+    """A search space leaves nothing to decide for this base model, or cannot get as small as the search is to go."""
+
+
 class StrategyError(UniCuCoError):
     """A strategy has the wrong length, values outside [0, 1], or belongs to another search space."""
 

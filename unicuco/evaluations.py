@@ -120,8 +120,10 @@ SCHEMA = pa.schema(
 
 def write_evaluations(path: Path, evaluations: Iterable[Evaluation]) -> None:
     """Writes evaluations as one Parquet file, atomically."""
-    rows = [dataclasses.asdict(evaluation) for evaluation in evaluations]
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    rows = [vars(evaluation) for evaluation in evaluations]
+    # A few at a time: each conversion holds the GIL, and margins are thousands of numbers a row.
+    parts = [pa.Table.from_pylist(rows[i : i + 16], schema=SCHEMA) for i in range(0, len(rows), 16)]
+    table = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
     with atomic_file(path) as scratch:
         pq.write_table(table, scratch)
 

@@ -28,7 +28,7 @@ def measure_heldout(
     sizes: tuple[float, ...] = LADDER,
     windows: int = WINDOWS,
 ) -> list[dict[str, Any]]:
-    """Measures the policy's answers and both uniform forms at ``sizes`` on fresh windows.
+    """Measures the policy's answers and both uniform forms at ``sizes`` that the space can reach, on fresh windows.
 
     Returns:
         one row per size; ``kl_uniform_heldout`` is the better of the two forms.
@@ -36,6 +36,7 @@ def measure_heldout(
     report = progress or (lambda stage, done, total: None)
     policy = Policy.load(policy_folder)
     search = Evaluator(model_spec, preparation_folder, config)
+    sizes = tuple(kept for kept in sizes if search.space.kept(search.space.smallest) <= kept)
     heldout = open_heldout(search, windows)
     answers = policy.answer([Request(kept=kept) for kept in sizes])
     rows: list[dict[str, Any]] = []

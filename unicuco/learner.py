@@ -19,14 +19,14 @@ from pydantic import BaseModel as Config
 from pydantic import ConfigDict, Field
 
 from unicuco.evaluations import MARGINS_COST, Candidate, Evaluation, EvaluationLog
-from unicuco.objectives import front, hypervolume
+from unicuco.measured_front import MeasuredFront
 from unicuco.policy import Policy
 from unicuco.policy_parts import PolicyParts
 from unicuco.proposals import Proposal, first_design, improvise, strategy_key
 from unicuco.refit import Queue, propose, refit
 from unicuco.space import SearchSpace
 from unicuco.stratnet import StratNet, StratNetConfig
-from unicuco.surrogate import NOISE_FLOOR, SurrogateConfig
+from unicuco.surrogate import SurrogateConfig
 
 BEST_KNOWN = ("prior", "stratnet", "allocation", "thompson")
 """Origins of proposals that are somebody's best guess, not a disturbed one."""
@@ -48,7 +48,7 @@ class LearnerConfig(Config):
     kept_low: float = Field(default=0.4, gt=0, lt=0.97)
     """The smallest share of the blocks' parameters that the search covers."""
     margins: float = Field(default=0.75, ge=0, le=0.75)
-    """Share of the budget for margins (unicuco/margins.py); the plain surrogate cannot use them."""
+    """Share of the budget for margins (unicuco/margins.py); the plain surrogate and depth spaces cannot use them."""
     optimism: float = Field(default=1.0, ge=0)
     """β of μ − βσ for proposing."""
     seed: int = Field(default=0, ge=0)
@@ -112,20 +112,26 @@ class Learner:
             margin_groups: groups of windows that margins take turns on; 0: none are asked for.
             damage: the preparation's table (``num_sites x max_levels``); unused by the plain surrogate.
             provenance: what the policy says of its origin (model, preparation, calibration, versions).
+
+        Raises:
+            SpaceError: the space cannot get as small as ``config.kept_low``.
         """
+        space.check_reach(config.kept_low)
         plain = config.surrogate.mean == "plain"
         if plain and config.stratnet.teaching:
             config = config.model_copy(update={"stratnet": config.stratnet.model_copy(update={"teaching": 0.0})})
         self.space, self.config, self.log = space, config, log
         # A small space may hold fewer strategies than the budget; none is proposed twice.
         self._most = math.prod(int(n) for n in space.num_levels)
-        # Where sites are only kept or dropped there are no slopes to learn from.
-        useless = plain or config.margins == 0 or int(space.num_levels.max()) <= 2
+        # A site that is kept or dropped has a level on one side only: margins would teach nothing of it.
+        useless = plain or space.is_binary or config.margins == 0
         self._margin_groups = 0 if useless else margin_groups
         self.provenance = provenance or {}
         self._damage = None if plain else damage
         self._lock = threading.RLock()
         self._done: dict[str, Evaluation] = {e.eval_id: e for e in log.read()}
+        self._front = MeasuredFront(self._done.values())
+        self._spent_on_done = sum(e.evaluations for e in self._done.values())
         self._running: dict[str, Candidate] = {}
         self._failed: dict[str, Candidate] = {}
         self._again: deque[Candidate] = deque()
@@ -138,8 +144,11 @@ class Learner:
         rng = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
-        self._net = StratNet(2, space.num_sites, config.stratnet.width)
+        self._net = StratNet(2, space.num_sites, config.stratnet.width, torch.as_tensor(space.deepest))
         self._first_count = config.first_count(bool(self._margin_groups))
+        singles = space.num_sites + 2  # every drop alone, where that is affordable
+        if space.is_binary and not plain and config.first is None and singles <= 0.85 * config.evaluations:
+            self._first_count = max(self._first_count, singles)
         design = first_design(space, self._damage, self._first_count, config.kept_low, rng, not self._margin_groups)
         self._queue: deque[tuple[Proposal, float, float]] = deque((p, math.nan, math.nan) for p in design)
         self._spare = rng
@@ -169,6 +178,8 @@ class Learner:
                 return False
             self.log.append(evaluation)
             self._done[evaluation.eval_id] = evaluation
+            self._front.add(evaluation)
+            self._spent_on_done += evaluation.evaluations
             self._taken.add(strategy_key(evaluation.levels_array()))
             self._running.pop(evaluation.eval_id, None)
             self._failed.pop(evaluation.eval_id, None)
@@ -205,13 +216,10 @@ class Learner:
 
     def status(self) -> LearnerStatus:
         with self._lock:
-            done = list(self._done.values())
-            running = len(self._running) + len(self._again)
-            counts = (len(done) + len(self._failed) + running, len(done), len(self._failed), running, self._version)
+            done, failed, running = len(self._done), len(self._failed), len(self._running) + len(self._again)
+            counts = (done + failed + running, done, failed, running, self._version)
             spent = self._spent() - sum(c.cost for c in (*self._running.values(), *self._again))
-        points = np.array([(e.kept, e.kl) for e in done if e.kl > 0]).reshape(-1, 2)
-        best = points[front(points)] if len(points) else points
-        return LearnerStatus(*counts, self._hypervolume(done), [(float(k), float(v)) for k, v in best], spent)
+            return LearnerStatus(*counts, self._front.hypervolume(), self._front.points(), spent)
 
     def evaluations(self) -> list[Evaluation]:
         """Everything done, in the order in which it was counted."""
@@ -227,7 +235,7 @@ class Learner:
     def _spent(self) -> float:
         """Standard evaluations, those under way included."""
         under_way = [*self._failed.values(), *self._running.values(), *self._again]
-        return sum(e.evaluations for e in self._done.values()) + sum(c.cost for c in under_way)
+        return self._spent_on_done + sum(c.cost for c in under_way)
 
     def _handed_out(self) -> bool:
         count = len(self._done) + len(self._failed) + len(self._running) + len(self._again)
@@ -278,13 +286,6 @@ class Learner:
             return -1
         self._bases.append(kept)
         return (len(self._bases) - 1) % self._margin_groups
-
-    def _hypervolume(self, done: list[Evaluation]) -> float:
-        uniform = [e.kl for e in done if e.origin == "uniform" and e.kept <= 0.5]  # the ladder ends at bound 0.5
-        if not uniform:
-            return 0.0
-        points = np.array([(e.kept, math.log(max(e.kl, NOISE_FLOOR))) for e in done])
-        return hypervolume(points, (1.0, math.log(min(uniform))))
 
     # -- train: seconds, in one worker thread ---------------------------------------------------------------------
 

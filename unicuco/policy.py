@@ -47,7 +47,7 @@ class Policy:
         if not requests:
             return []
         budgets = np.array([self._budget(request, bytes_per_param) for request in requests])
-        floor = int(self.space.total(self.space.num_levels - 1))
+        floor = int(self.space.total(self.space.smallest))
         reachable = np.maximum(budgets, floor)
         preference = self._preferences(requests, reachable)
         wishes = self.parts.net(torch.as_tensor(preference)).numpy()
@@ -205,7 +205,7 @@ class Policy:
         if budget < floor:
             feasible = False
             note = (
-                f"Impossible: with every site dropped {floor:,} parameters are left, over the bound of "
+                f"Impossible: in the smallest strategy {floor:,} parameters are left, over the bound of "
                 f"{int(budget):,}; this is the nearest."
             )
         elif request.max_kl is not None and high > request.max_kl:

@@ -97,7 +97,7 @@ def load_parts(folder: Path) -> PolicyParts:
             Geometry.model_validate(about["space"]["geometry"]),
             SpaceConfig.model_validate(about["space"]["config"]),
         )
-        net = StratNet(2, space.num_sites, about["stratnet"]["width"])
+        net = StratNet(2, space.num_sites, about["stratnet"]["width"], torch.as_tensor(space.deepest))
         net.load_state_dict(load_file(folder / "stratnet.safetensors"))
         state = load_file(folder / "surrogate.safetensors")
         table = state.pop("damage", None)

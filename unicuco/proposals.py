@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +30,18 @@ def first_design(
 ) -> list[Proposal]:
     """Strategies to begin with: uniform ladders, then the preparation's allocation with disturbed weights.
 
-    With ``disturb`` false the weights are left alone: margins tell what each is worth without it.
-    Without a damage table (the paper's plain form): uniform ladders, then space-filling points.
+    With ``disturb`` false the weights are left alone: margins tell what each is worth without it. Without a damage
+    table (the paper's plain form): uniform ladders, then space-filling points. Where sites are kept or dropped, nothing
+    is uniform: one strategy stands for it, and single drops come first where there is room for all.
     """
-    proposals: list[Proposal] = [(uniform(space, k, True), "uniform") for k in LADDER if k >= kept_low]
-    proposals += [(uniform(space, k, False), "uniform") for k in LADDER[1::2] if k >= kept_low]
+    binary = space.is_binary and damage is not None
+    ladder = [(k, True) for k in LADDER] + [(k, False) for k in LADDER[1::2]]
+    ladder = [(k, mlp_only) for k, mlp_only in ladder if k >= kept_low]
+    if binary:
+        ladder = sorted(ladder)[:1]
+    proposals: list[Proposal] = [(uniform(space, k, mlp_only), "uniform") for k, mlp_only in ladder]
+    if binary and count > space.num_sites:
+        proposals += [(row, "single") for row in rng.permutation(np.eye(space.num_sites, dtype=np.int64))]
     rest = max(count - len(proposals), 0)
     # Sizes in van der Corput order: any prefix of the design covers the whole range.
     sizes = kept_low + (0.97 - kept_low) * _van_der_corput(rest)
@@ -45,7 +52,7 @@ def first_design(
         proposals += [(row, "random") for row in levels]
     elif rest:
         # The first quarter as it is; then weights disturbed more and more, to learn how far each is off.
-        untouched = np.arange(rest) < rest // 4 if disturb else np.full(rest, True)
+        untouched = np.arange(rest) < max(rest // 4, int(binary)) if disturb else np.full(rest, True)
         spread = np.where(untouched, 0.0, rng.choice([0.4, 0.8], size=rest))
         weights = np.exp(rng.standard_normal((rest, space.num_sites)) * spread[:, None])
         levels = allocate(space, damage[None] * weights[:, :, None], budgets_of(space, sizes))
@@ -113,8 +120,13 @@ def make_pool(
     taken: set[bytes],
     generator: torch.Generator,
     size: int = 48,
+    more: Sequence[Proposal] = (),
 ) -> Pool:
-    """Distinct proposals not in ``taken``: StratNet's answers over the simplex, and allocations under drawn weights."""
+    """Distinct proposals not in ``taken``: StratNet's answers over the simplex, and allocations under drawn weights.
+
+    Args:
+        more: proposals from elsewhere, to be judged with them.
+    """
     share = torch.linspace(0.01, 0.99, size, dtype=torch.float64)
     with torch.no_grad():
         wishes = net(torch.stack([share, 1 - share], dim=-1)).numpy()
@@ -132,7 +144,7 @@ def make_pool(
         # StratNet's answers with one swap: what a smooth network cannot step over.
         base = np.array([row for row, origin in proposals])
         proposals += [(row, "swap") for row in _swapped(space, base, generator)]
-    proposals = _distinct(proposals, taken)
+    proposals = _distinct([*proposals, *more], taken)
     if not proposals:
         return Pool(np.empty((0, space.num_sites), dtype=np.int64), [], *(np.empty(0) for _ in range(3)))
     levels = np.array([row for row, _ in proposals])

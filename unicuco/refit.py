@@ -11,6 +11,7 @@ import torch
 
 from unicuco.allocation import allocate
 from unicuco.evaluations import Candidate, Evaluation
+from unicuco.neighbours import neighbours
 from unicuco.objectives import Scale, site_shares
 from unicuco.proposals import Proposal, make_pool, make_teachers, pick
 from unicuco.slopes import read_slopes
@@ -44,7 +45,7 @@ def refit(
     generator: torch.Generator,
 ) -> Refit:
     """Fits the surrogate to ``done`` and trains a copy of ``net`` on it; proposes nothing yet."""
-    levels = np.array([e.levels for e in done])
+    levels = np.array([e.levels_array() for e in done])  # one by one: converting them in one call holds the GIL
     kl = np.array([e.kl for e in done])
     usable = _usable(space, levels, kl, surrogate_config.max_points)
     slopes = read_slopes(space, done) if surrogate_config.mean == "damage" else None
@@ -68,8 +69,9 @@ def propose(
     generator: torch.Generator,
 ) -> Queue:
     """The ``count`` best of a pool of new strategies, given what was measured and what is under way."""
-    pool = make_pool(space, fitted.surrogate, fitted.net, kept_low, taken, generator)
-    levels = np.array([e.levels for e in done])
+    near = neighbours(space, fitted.surrogate, done, kept_low, optimism, taken, generator)
+    pool = make_pool(space, fitted.surrogate, fitted.net, kept_low, taken, generator, more=near)
+    levels = np.array([e.levels_array() for e in done])
     kl = np.array([e.kl for e in done])
     known = np.column_stack([space.kept(levels), np.log(kl + NOISE_FLOOR)])
     if pending:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from unicuco.evaluations import Evaluation
 from unicuco.space import SearchSpace
 
+MOST = 2400
+"""Slopes that a surrogate sees: it factors a dense matrix with a row for each."""
 STEP = 0.08
 """Sparsity between a strategy's level and the neighbours that a slope is taken over; at least one level."""
 
@@ -43,8 +46,33 @@ class Slopes:
         return len(self.rise)
 
 
-def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation]) -> Slopes:
-    """Slopes of every site that could be pruned both more and less, from all evaluations with margins.
+def choose_bases(space: SearchSpace, evaluations: Sequence[Evaluation], most: int = MOST) -> list[Evaluation]:
+    """The evaluations with margins whose slopes are used: all while they are few, else the newest of every size.
+
+    Margins are measured at strategies that were thought best, by a surrogate that knew more each time: the newest lie
+    nearest to the front.
+
+    Args:
+        evaluations: oldest first, with and without margins.
+        most: about how many slopes there may be, at one per site and base; a base comes whole or not at all.
+
+    Returns:
+        oldest first.
+    """
+    bases = [e for e in evaluations if e.margins and e.margins_kl > 0]
+    count = max(most // space.num_sites, 1)
+    if len(bases) <= count:
+        return bases
+    by_size: dict[int, list[int]] = {}
+    for i in reversed(range(len(bases))):
+        by_size.setdefault(int(10 * bases[i].kept), []).append(i)
+    turns = zip_longest(*by_size.values())
+    chosen = [i for turn in turns for i in turn if i is not None][:count]
+    return [bases[i] for i in sorted(chosen)]
+
+
+def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation], most: int = MOST) -> Slopes:
+    """Slopes of every site that could be pruned both more and less, from the evaluations of ``choose_bases``.
 
     A site that is dense or dropped has one direction only. Its margin then says what the other sites do to it and
     nothing of its own weight, so it gets no slope.
@@ -56,9 +84,7 @@ def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation]) -> Slopes
     group: list[int] = []
     windows: list[int] = []
     kinds = sorted({site.kind for site in space.sites})
-    for number, evaluation in enumerate(evaluations):
-        if not evaluation.margins or not evaluation.margins_kl > 0:
-            continue
+    for number, evaluation in enumerate(choose_bases(space, evaluations, most)):
         levels = evaluation.levels_array()
         change = np.asarray(evaluation.margins, dtype=np.float64).reshape(space.levels.shape)
         sparsity = space.sparsities(levels)

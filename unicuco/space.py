@@ -12,44 +12,15 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from unicuco.errors import InfeasibleRequestError, StrategyError
+from unicuco.errors import InfeasibleRequestError, SpaceError, StrategyError
+from unicuco.levels import SPACES, Level, Site, SpaceConfig, build_sites
 from unicuco.models.geometry import Geometry
+
+__all__ = ["MEASURES", "SPACES", "Measure", "SearchSpace", "Shape", "Size", "SpaceConfig", "budgets_of"]
 
 Measure = Literal["params", "macs", "kv"]
 MEASURES: tuple[Measure, ...] = ("params", "macs", "kv")
-
-
-class SpaceConfig(BaseModel):
-    """Which decisions a strategy makes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sites: Literal["sublayer", "block"] = "sublayer"
-    """``sublayer``: the attention and the MLP of each block. ``block``: one site per block (the paper)."""
-    pruner: Literal["width", "depth"] = "width"
-    """``depth`` allows only dense and dropped; ``width`` every level in between."""
-    neuron_multiple: int = Field(default=64, ge=1)
-    """MLP levels keep a multiple of this many neurons."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """What is left of a site's block at one level: KV groups and neurons (``None``: not this site's matter)."""
-
-    groups: int | None
-    neurons: int | None
-
-
-@dataclass(frozen=True)
-class Site:
-    name: str
-    block: int
-    kind: Literal["attention", "mlp", "block"]
-    levels: tuple[Level, ...]
-    sparsity: tuple[float, ...]
-    """Share of the site's dense parameters that each level removes: 0 first, 1 (dropped) last, ascending."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +49,15 @@ class SearchSpace:
 
     Attributes:
         sites: ``num_sites`` sites, in block order, attention before MLP.
+
+    Raises:
+        SpaceError: no site has more than one level.
     """
 
     def __init__(self, geometry: Geometry, config: SpaceConfig | None = None) -> None:
         self.geometry = geometry
         self.config = config or SpaceConfig()
-        self.sites = _build_sites(geometry, self.config)
+        self.sites = build_sites(geometry, self.config)
 
     @property
     def num_sites(self) -> int:
@@ -101,6 +75,21 @@ class SearchSpace:
         for i, site in enumerate(self.sites):
             table[i, : len(site.sparsity)] = site.sparsity
         return table
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether every site is kept or dropped and nothing in between."""
+        return self.config.pruner == "depth"
+
+    @cached_property
+    def deepest(self) -> np.ndarray:
+        """The largest sparsity of each site (``num_sites``): 1 where it may be dropped."""
+        return np.array([site.sparsity[-1] for site in self.sites])
+
+    @cached_property
+    def smallest(self) -> np.ndarray:
+        """Level indices of the smallest strategy (``num_sites``)."""
+        return self.num_levels - 1
 
     @cached_property
     def tables(self) -> dict[Measure, np.ndarray]:
@@ -126,6 +115,19 @@ class SearchSpace:
             "macs": groups * block.macs_per_group + neurons * block.macs_per_neuron,
             "kv": 2 * groups * block.head_dim,  # numbers cached per token: one key and one value per KV head
         }
+
+    def check_reach(self, kept: float) -> None:
+        """Refuses a search down to ``kept``, a share of the blocks' parameters, where no strategy gets that small.
+
+        Raises:
+            SpaceError: it says how small they get.
+        """
+        smallest = float(self.kept(self.smallest))
+        if smallest > kept:
+            raise SpaceError(
+                f"The smallest strategy of this search space keeps {smallest:.3f} of the blocks' parameters: let the "
+                f"search end above that (learner.kept_low is {kept:g}), or choose a space that drops sublayers."
+            )
 
     def check(self, x: np.ndarray) -> np.ndarray:
         """``x`` as a float64 array ``n x num_sites``.
@@ -207,19 +209,17 @@ class SearchSpace:
             ``n x num_sites`` level indices, never over any budget, within one level of it.
 
         Raises:
-            InfeasibleRequestError: even dropping everything exceeds a budget.
+            InfeasibleRequestError: even the smallest strategy exceeds a budget.
         """
         x = self.check(x)
         limits = {m: np.broadcast_to(np.asarray(b, dtype=np.float64), x.shape[:1]) for m, b in budgets.items()}
-        smallest = self.num_levels - 1
         for measure, limit in limits.items():
-            floor = int(self.total(smallest, measure))
+            floor = int(self.total(self.smallest, measure))
             if (limit < floor).any():
                 raise InfeasibleRequestError(
-                    f"No strategy has a {measure} total of {int(limit.min()):,}: with every site dropped "
-                    f"{floor:,} are left."
+                    f"No strategy has a {measure} total of {int(limit.min()):,}: in the smallest, {floor:,} are left."
                 )
-        low, high = np.full(len(x), -1.0), np.ones(len(x))  # shift -1: all dense; +1: all dropped
+        low, high = np.full(len(x), -1.0), np.ones(len(x))  # shift -1: all dense; +1: the smallest
         for _ in range(22):  # finer than any two levels lie apart
             middle = (low + high) / 2
             fits = self._fits(self._nearest(x + middle[:, None]), limits)
@@ -269,38 +269,3 @@ class SearchSpace:
 def budgets_of(space: SearchSpace, kept: np.ndarray) -> np.ndarray:
     """Parameter budgets (``n``) for shares of the blocks' parameters, fixed parameters included."""
     return np.asarray(kept) * space.geometry.block_params + space.fixed["params"]
-
-
-def _build_sites(geometry: Geometry, config: SpaceConfig) -> tuple[Site, ...]:
-    sites: list[Site] = []
-    for b, block in enumerate(geometry.blocks):
-        depth = config.pruner == "depth"
-        groups = [block.groups, 0] if depth else list(range(block.groups, -1, -1))
-        neurons = [block.neurons, 0] if depth else _neuron_levels(block.neurons, config.neuron_multiple)
-        if config.sites == "sublayer":
-            sites.append(_site(geometry, b, "attention", [Level(g, None) for g in groups]))
-            sites.append(_site(geometry, b, "mlp", [Level(None, n) for n in neurons]))
-        elif depth:
-            sites.append(_site(geometry, b, "block", [Level(block.groups, block.neurons), Level(0, 0)]))
-        else:
-            shares = [n / block.neurons for n in neurons]
-            nearest = [Level(_nearest_groups(block.groups, s), n) for s, n in zip(shares, neurons, strict=True)]
-            sites.append(_site(geometry, b, "block", nearest))
-    return tuple(sites)
-
-
-def _neuron_levels(neurons: int, multiple: int) -> list[int]:
-    widths = set(range(0, neurons + 1, multiple)) | {neurons}
-    return sorted(widths, reverse=True)
-
-
-def _nearest_groups(groups: int, share: float) -> int:
-    return max(1, round(groups * share)) if share > 0 else 0
-
-
-def _site(geometry: Geometry, block: int, kind: Literal["attention", "mlp", "block"], levels: list[Level]) -> Site:
-    shape = geometry.blocks[block]
-    params = [shape.attention_params(v.groups or 0) + shape.mlp_params(v.neurons or 0) for v in levels]
-    sparsity = [1.0 - p / params[0] for p in params]
-    name = f"blocks.{block}" if kind == "block" else f"blocks.{block}.{kind}"
-    return Site(name, block, kind, tuple(levels), tuple(sparsity))

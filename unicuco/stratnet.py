@@ -45,10 +45,19 @@ class Teachers:
 
 
 class StratNet(nn.Module):
-    """Preference -> sparsities: MLP num_objectives -> width -> width -> num_sites, ReLU, sigmoid."""
+    """Preference -> sparsities: MLP num_objectives -> width -> width -> num_sites, ReLU, sigmoid.
 
-    def __init__(self, num_objectives: int, num_sites: int, width: int = 256) -> None:
+    Args:
+        deepest: the largest sparsity of each site (``num_sites``); 1 where not given.
+    """
+
+    deepest: Tensor
+
+    def __init__(self, num_objectives: int, num_sites: int, width: int = 256, deepest: Tensor | None = None) -> None:
         super().__init__()
+        # The space knows it; a policy's file of weights need not.
+        deepest = torch.ones(num_sites, dtype=torch.float64) if deepest is None else deepest
+        self.register_buffer("deepest", deepest, persistent=False)
         self.layers = nn.Sequential(
             nn.Linear(num_objectives, width),
             nn.ReLU(),
@@ -58,8 +67,8 @@ class StratNet(nn.Module):
         ).double()
 
     def forward(self, preference: Tensor) -> Tensor:
-        """``num_requests x num_objectives`` on the simplex -> ``num_requests x num_sites`` in (0, 1)."""
-        return torch.sigmoid(self.layers(preference))
+        """``num_requests x num_objectives`` on the simplex -> ``num_requests x num_sites`` in (0, deepest)."""
+        return torch.sigmoid(self.layers(preference)) * self.deepest
 
 
 def draw_preferences(count: int, generator: torch.Generator, num_objectives: int = 2) -> Tensor:

@@ -46,6 +46,8 @@ class SurrogateConfig(Config):
     """``damage``: additive monotone mean, GP on weights and residual. ``plain``: the paper's GP, BoTorch defaults."""
     relinearise: int = Field(default=2, ge=1)
     """Rounds of: fit hyper-parameters, move the sites' weights to their posterior mean."""
+    fit_points: int = Field(default=500, ge=10)
+    """Hyper-parameters, a dozen numbers, are fitted to so many evaluations at most, evenly over the run."""
     max_points: int = Field(default=2000, ge=10)
     """More evaluations than this: those with the smallest KL at their size and the newest are kept."""
 
@@ -80,15 +82,26 @@ class Surrogate:
         self.model = self._build(x, y)
         rounds = self.config.relinearise if self.config.mean == "damage" else 1
         for _ in range(rounds):
-            mll = ExactMarginalLogLikelihood(self.model.likelihood, self.model)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # botorch warns of every optimiser restart
-                fit_gpytorch_mll(mll, optimizer_kwargs={"options": {"maxiter": 75}})
+            self._fit_hyperparameters()
             self._cache()
             if self.config.mean == "damage":
                 self._move_weights()
         self._cache()
+        self.model.requires_grad_(False)  # who follows its gradient follows it to strategies
         return self
+
+    def _fit_hyperparameters(self) -> None:
+        """To a part of the data; the model has all of it again afterwards."""
+        model = self.model
+        assert model is not None
+        whole = (model.train_inputs[0], model.train_targets)
+        part = torch.linspace(0, len(whole[1]) - 1, min(len(whole[1]), self.config.fit_points)).round().long()
+        model.set_train_data(whole[0][part], whole[1][part], strict=False)  # type: ignore[operator]
+        mll = ExactMarginalLogLikelihood(model.likelihood, model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # botorch warns of every optimiser restart
+            fit_gpytorch_mll(mll, optimizer_kwargs={"options": {"maxiter": 75}})
+        model.set_train_data(*whole, strict=False)  # type: ignore[operator]
 
     def _build(self, x: Tensor, y: Tensor) -> SingleTaskGP:
         if self.config.mean == "plain":
@@ -151,6 +164,7 @@ class Surrogate:
             across = self._to_slopes(self._x)
             covariance = torch.cat([torch.cat([covariance, across], 1), torch.cat([across.T, own + error], 1)])
             gap = torch.cat([gap, self._slopes.rise + bend - promised])
+        self._remember_pulls()
         self._factor = torch.linalg.cholesky(covariance)
         self._alpha = torch.cholesky_solve(gap[:, None], self._factor)[:, 0]
         self._noise = noise
@@ -188,19 +202,36 @@ class Surrogate:
         shares = shared.shares(x) @ shared.neighbours @ self._steps.T
         return self._variance * drift(shared.kept(x), self._steps_kept) * shares
 
+    def _remember_pulls(self) -> None:
+        """How all data pull at the sites' weights: J P (``num_data x num_sites``), and their kept shares."""
+        shared = self.damage_model
+        if shared is None:
+            return
+        pulls, at = shared.shares(self._x), shared.kept(self._x)
+        if self._slopes is not None:
+            pulls, at = torch.cat([pulls, self._steps]), torch.cat([at, self._steps_kept])
+        self._pulls, self._at = pulls @ shared.neighbours, at
+
     def _weights_to_data(self, kept: Tensor) -> Tensor:
         """Covariance of every site's log weight at ``kept`` with all data (``num_sites x num_data``)."""
-        shared = self.damage_model
-        assert shared is not None
-        rows = [shared.shares(self._x) @ shared.neighbours * drift(shared.kept(self._x), kept[None])]
-        if self._slopes is not None:
-            rows.append(self._steps @ shared.neighbours * drift(self._steps_kept, kept[None]))
-        return self._variance * torch.cat(rows).T
+        return self._variance * (drift(kept[None], self._at).T * self._pulls).T
 
     @torch.no_grad()
     def log_weights(self, kept: Tensor) -> Tensor:
         """Posterior mean of the sites' log weights at each kept share (``n`` -> ``n x num_sites``)."""
-        return torch.stack([self._weights_to_data(size) @ self._alpha for size in kept])
+        return self._variance * (drift(kept, self._at) * self._alpha) @ self._pulls
+
+    def _to_data(self, x: Tensor) -> Tensor:
+        """Covariance of log KL at ``x`` with all data (``n x num_data``), from what is remembered of them."""
+        model, shared = self.model, self.damage_model
+        assert model is not None
+        if shared is None:
+            return model.covar_module(x, self._x).to_dense()
+        through = self._variance * drift(shared.kept(x), self._at) * (shared.shares(x) @ self._pulls.T)
+        evaluations = through[:, : len(self._x)]
+        for rest in model.covar_module.kernels[1:]:
+            evaluations = evaluations + rest(x, self._x).to_dense()
+        return torch.cat([evaluations, through[:, len(self._x) :]], dim=-1)
 
     @torch.no_grad()
     def tables(self, kept: np.ndarray) -> np.ndarray:
@@ -227,9 +258,7 @@ class Surrogate:
         """
         model = self.model
         assert model is not None, "fit the surrogate first"
-        cross = model.covar_module(x, self._x).to_dense()
-        if self._slopes is not None:
-            cross = torch.cat([cross, self._to_slopes(x)], dim=-1)
+        cross = self._to_data(x)
         mean = model.mean_module(x) + cross @ self._alpha
         reduced = torch.linalg.solve_triangular(self._factor, cross.mT, upper=False)
         prior = model.covar_module(x, diag=True)
@@ -241,11 +270,12 @@ class Surrogate:
         """Draws of the additive damage table from the weights' posterior, one for each kept share.
 
         Returns:
-            ``n x num_sites x max_levels``. Shares are rounded to hundredths, so that equal ones share their algebra.
+            ``n x num_sites x max_levels``. Shares are rounded to twentieths, so that equal ones share their algebra:
+            a triangular solve of num_data² x num_sites each, over which weights hardly drift (``SPAN``).
         """
         shared = self.damage_model
         assert shared is not None, "the plain surrogate has no tables"
-        rounded = np.round(kept, 2)
+        rounded = np.round(20 * kept) / 20
         tables = np.empty((len(kept), *shared.damage.shape))
         for size in np.unique(rounded):
             rows = np.flatnonzero(rounded == size)
@@ -290,4 +320,5 @@ class Surrogate:
                 **{name: state[f"slopes.{name}"] for name in ("x_up", "x_down", "x_base", "rise", "group", "windows")}
             )
         surrogate._cache()
+        surrogate.model.requires_grad_(False)
         return surrogate

@@ -45,13 +45,20 @@ def test_help_shows_examples(app: typer.Typer) -> None:
 def test_options_land_in_the_parts_own_configurations(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"learner": {"batch": 4, "evaluations": 9}, "model": "old"}))
-    given = {"config": file, "model": "m", "evaluations": 30, "device": "cuda", "evaluator_gpus": 0.5, "sites": "block"}
+    given = {
+        "config": file,
+        "model": "m",
+        "evaluations": 30,
+        "device": "cuda",
+        "evaluator_gpus": 0.5,
+        "space": "blocks",
+    }
     assert config_values(given) == {
         "model": "m",
         "learner": {"batch": 4, "evaluations": 30},
         "evaluator": {"device": "cuda"},
         "pool": {"gpus": 0.5},
-        "preparation": {"space": {"sites": "block"}},
+        "preparation": {"space": "blocks"},
     }
 
 
@@ -78,6 +85,7 @@ def test_every_option_has_its_place() -> None:
         (["smollm2"], "Say what to train and where"),
         (["smollm2", "--run", "RUN", "--evaluations", "1"], "learner.evaluations: "),
         (["smollm2", "--run", "RUN", "--dtype", "int3"], "evaluator.dtype: "),
+        (["smollm2", "--run", "RUN", "--space", "depth"], "choose mixed, width, sublayers or blocks"),
         (["smollm2", "--run", "RUN", "--config", "/nowhere.json"], "cannot be read as JSON"),
         (["/nowhere/model", "--run", "RUN"], "No folder at /nowhere/model"),
         (["--resume", "RUN"], "holds no run to resume"),
@@ -97,6 +105,14 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert code == 2
     assert sentence in error and error.startswith("Error: ") and "Traceback" not in error
     assert not run.exists()
+
+
+def test_a_space_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"preparation": {"space": {"neuron_multiple": 32}}}')
+    with pytest.raises(OptionError, match=r"--space and 'preparation\.space' in .* give one"):
+        config_values({"config": tmp_path / "c.json", "space": "width"})
+    (tmp_path / "c.json").write_text('{"preparation": {"space": "blocks"}}')
+    assert config_values({"config": tmp_path / "c.json", "space": "width"}) == {"preparation": {"space": "width"}}
 
 
 def test_broken_config_file(tmp_path: Path) -> None:

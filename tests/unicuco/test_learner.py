@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.unicuco.synthetic import FAST_NET, KnownDamage, make_learner, make_space, search
 from unicuco.allocation import allocate
-from unicuco.errors import DiskFullError
+from unicuco.errors import DiskFullError, SpaceError
 from unicuco.evaluations import Candidate, EvaluationLog
 from unicuco.learner import Learner, LearnerConfig
 from unicuco.proposals import LADDER, budgets_of, uniform
@@ -291,14 +291,28 @@ def test_broken_measurements_do_not_stop_the_search(tmp_path: Path) -> None:
     assert answer.feasible and 0 < answer.kl < 1
 
 
-@pytest.mark.parametrize(("sites", "pruner"), [("block", "width"), ("sublayer", "depth")])
-def test_every_space_can_be_searched(sites: str, pruner: str, tmp_path: Path) -> None:
-    space = make_space(5, sites=sites, pruner=pruner)
+@pytest.mark.parametrize(
+    "config",
+    [{"sites": "block"}, {"pruner": "depth"}, {"sites": "block", "pruner": "depth"}, {"drop": False}],
+    ids=["narrower blocks", "sublayers", "blocks", "width"],
+)
+def test_every_space_can_be_searched(config: dict[str, Any], tmp_path: Path) -> None:
+    space = make_space(5, **config)
     model = KnownDamage(space)
     found = search(make_learner(tmp_path, model, **FAST), model)
-    assert found.status().done == 24
-    (answer,) = found.policy().answer([Request(kept=0.6)])
+    assert found.status().done == min(24, np.prod(space.num_levels))
+    answer, below = found.policy().answer([Request(kept=0.6), Request(kept=0.05)])
     assert answer.kept <= 0.6 and answer.feasible
+    assert below.feasible == (space.config.drop and below.kept <= 0.05)
+    if not space.config.drop:
+        assert all(answer.groups) and all(answer.neurons), "a sublayer is gone"
+        assert "in the smallest strategy" in below.note and below.levels == space.smallest.tolist()
+
+
+def test_a_space_that_cannot_get_as_small_as_the_search_is_refused(tmp_path: Path) -> None:
+    space = make_space(4, drop=False)
+    with pytest.raises(SpaceError, match=r"learner\.kept_low is 0\.1"):
+        make_learner(tmp_path, KnownDamage(space), kept_low=0.1)
 
 
 def test_the_policy_beats_uniform_pruning_and_nears_the_optimum(tmp_path: Path) -> None:

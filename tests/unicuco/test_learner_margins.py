@@ -60,6 +60,13 @@ def test_none_are_asked_for_where_nobody_learns_from_them(config: dict, tmp_path
     assert all(candidate.margin_group < 0 for candidate in learner.ask(20))
 
 
+def test_none_are_asked_for_where_sites_are_kept_or_dropped(tmp_path: Path) -> None:
+    """Such a site has no level on one of its sides, so nothing would be read from them."""
+    model = KnownDamage(make_space(10, pruner="depth"))
+    learner = make_learner(tmp_path, model, margin_groups=3, evaluations=20)
+    assert all(candidate.margin_group < 0 for candidate in learner.ask(20))
+
+
 def test_with_margins_a_search_is_as_good_on_the_same_budget(finished: Learner, tmp_path: Path) -> None:
     """Their price is many evaluations; on a law that the surrogate can learn they must at least earn it back."""
     without = search(make_learner(tmp_path, MODEL, evaluations=60), MODEL)

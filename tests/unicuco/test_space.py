@@ -25,12 +25,12 @@ from unicuco.space import MEASURES, SearchSpace, SpaceConfig
 CONFIGS = [
     SpaceConfig.model_validate({"sites": sites, "pruner": pruner, "neuron_multiple": 48})  # 48 does not divide 256
     for sites, pruner in itertools.product(("sublayer", "block"), ("width", "depth"))
-]
+] + [SpaceConfig(drop=False, neuron_multiple=48)]
 SPACES = [SearchSpace(geometry(blocks=4), config) for config in CONFIGS]
 
 
 def name(config: SpaceConfig) -> str:
-    return f"{config.sites}-{config.pruner}"
+    return f"{config.sites}-{config.pruner}" + ("" if config.drop else "-kept")
 
 
 def random_levels(space: SearchSpace, seed: int, count: int = 1) -> np.ndarray:
@@ -50,13 +50,15 @@ def wishes(draw: st.DrawFn) -> tuple[SearchSpace, np.ndarray]:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
 def test_levels_go_from_dense_to_dropped(config: SpaceConfig) -> None:
+    """Or to the narrowest, where nothing may be dropped."""
     space = SearchSpace(geometry(), config)
     for site in space.sites:
-        assert site.sparsity[0] == 0 and site.sparsity[-1] == 1
+        assert site.sparsity[0] == 0 and (site.sparsity[-1] == 1) == config.drop
         assert list(site.sparsity) == sorted(set(site.sparsity))
-    dense, dropped = np.zeros(space.num_sites, dtype=int), space.num_levels - 1
+    dense = np.zeros(space.num_sites, dtype=int)
     assert space.kept(dense) == 1 and space.total(dense) == space.geometry.params
-    assert space.kept(dropped) == 0 and space.total(dropped) == space.geometry.fixed_params
+    assert (space.kept(space.smallest) == 0) == config.drop
+    assert (space.total(space.smallest) == space.geometry.fixed_params) == config.drop
     assert space.num_sites == (12 if config.sites == "sublayer" else 6)
     assert (space.num_levels == 2).all() == (config.pruner == "depth")
 

@@ -119,3 +119,12 @@ def test_the_balanced_preference_is_where_the_point_is_optimal() -> None:
     line = torch.stack([first, 1 - first], -1)
     for i, preference in enumerate(balanced_preference(line[:, 0], line[:, 1])):
         assert int(tchebycheff(preference.expand(19, 2), line, 0.0).argmin()) == i
+
+
+def test_strategies_stay_within_what_sites_can_lose() -> None:
+    deepest = torch.tensor([1.0, 0.75, 0.0], dtype=torch.float64)
+    net = StratNet(2, 3, 8, deepest)
+    net.layers[-1].bias.data.fill_(50.0)
+    answer = net(torch.tensor([[0.5, 0.5]], dtype=torch.float64))
+    torch.testing.assert_close(answer, deepest[None])
+    assert "deepest" not in net.state_dict(), "policies from before it would no longer load"

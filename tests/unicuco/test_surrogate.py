@@ -215,3 +215,28 @@ def test_two_evaluations_are_enough_to_begin(config: SurrogateConfig) -> None:
     with torch.no_grad():
         mean, deviation = surrogate.predict(x_of(design(10, 3)))
     assert mean.isfinite().all() and (deviation > 0).all()
+
+
+@pytest.mark.parametrize("with_slopes", [False, True])
+def test_what_is_remembered_of_the_data_is_their_covariance(with_slopes: bool) -> None:
+    """Against the kernel itself: 'predict' computes only what belongs to the strategies asked for."""
+    levels = design(16, 0)
+    slopes = read_slopes(SPACE, measured(levels[-4:], margins=True)) if with_slopes else None
+    surrogate = Surrogate(SPACE, MODEL.table).fit(levels, MODEL.kl(levels), slopes)
+    x = x_of(design(9, 5))
+    assert surrogate.model is not None
+    with torch.no_grad():
+        found, direct = surrogate._to_data(x), surrogate.model.covar_module(x, x_of(levels)).to_dense()
+        torch.testing.assert_close(found[:, : len(levels)], direct)
+        if slopes is not None:
+            torch.testing.assert_close(found[:, len(levels) :], surrogate._to_slopes(x))
+        each = torch.cat([surrogate.log_weights(torch.tensor([kept])) for kept in (0.5, 0.7)])
+        torch.testing.assert_close(surrogate.log_weights(torch.tensor([0.5, 0.7])), each)
+
+
+def test_hyperparameters_from_a_part_of_a_long_run_predict_as_well() -> None:
+    """All evaluations still count: only the dozen hyper-parameters come from fewer."""
+    levels, unseen = design(60, 0), design(100, 7)
+    part = Surrogate(SPACE, MODEL.table, SurrogateConfig(fit_points=25)).fit(levels, MODEL.kl(levels))
+    assert len(part.state()["train.x"]) == len(levels)
+    assert error(part, unseen)[0] < 0.04

@@ -66,9 +66,11 @@ def shortgpt(space: SearchSpace, influence: np.ndarray, kept: float) -> np.ndarr
         InfeasibleRequestError: even with every block dropped more is left.
     """
     budget = float(budgets_of(space, np.array(kept)))
-    smallest = int(space.total(space.num_levels - 1))
+    smallest = int(space.total(space.smallest))
     if budget < smallest:
-        raise InfeasibleRequestError(f"With every site dropped {smallest:,} parameters are left, over {int(budget):,}.")
+        raise InfeasibleRequestError(
+            f"In the smallest strategy {smallest:,} parameters are left, over {int(budget):,}."
+        )
     levels = np.zeros(space.num_sites, dtype=np.int64)
     block_of = np.array([site.block for site in space.sites])
     dropped: list[int] = []

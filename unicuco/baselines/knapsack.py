@@ -72,6 +72,7 @@ def _plan(space: SearchSpace, count: int, rng: np.random.Generator) -> list[tupl
             chosen = count * len(members) // space.num_sites
             share[members[np.linspace(0, len(members) - 1, chosen).round().astype(int)]] = 1
         share[rng.permutation(np.flatnonzero(share == 0))[: count - share.sum()]] = 1
+        share = np.minimum(share, most)  # a site with one level has nothing to be replaced by
     else:
         while (share < most).any() and share.sum() < count:
             behind = np.flatnonzero((share < most) & (share == share[share < most].min()))
@@ -120,11 +121,11 @@ def solve_all(space: SearchSpace, damage: np.ndarray, budgets: np.ndarray, max_g
     Raises:
         InfeasibleRequestError: a budget is below the smallest strategy.
     """
-    smallest = space.total(space.num_levels - 1)
+    smallest = space.total(space.smallest)
     budgets = np.atleast_1d(np.asarray(budgets, dtype=np.float64))
     if (budgets < smallest).any():
         raise InfeasibleRequestError(
-            f"No strategy has {int(budgets.min()):,} parameters: with every site dropped {int(smallest):,} are left."
+            f"No strategy has {int(budgets.min()):,} parameters: in the smallest {int(smallest):,} are left."
         )
     cost = space.tables["params"] - space.tables["params"].min(axis=1, keepdims=True)
     room = np.minimum(np.floor(budgets - smallest), cost.max(axis=1).sum()).astype(np.int64)

@@ -75,5 +75,5 @@ def test_room_goes_to_the_mlp_of_the_last_dropped_block_first() -> None:
 
 
 def test_no_size_below_everything_dropped() -> None:
-    with pytest.raises(InfeasibleRequestError, match="every site dropped"):
+    with pytest.raises(InfeasibleRequestError, match="the smallest"):
         shortgpt(make_space(3), INFLUENCE[:3], -0.1)
