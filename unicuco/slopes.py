@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unicuco.damage import DamageModel
 from unicuco.evaluations import Evaluation
 from unicuco.space import SearchSpace
 
-MOST = 2400
-"""Slopes that a surrogate sees: it factors a dense matrix with a row for each."""
 STEP = 0.08
 """Sparsity between a strategy's level and the neighbours that a slope is taken over; at least one level."""
+ALIKE = 0.05
+"""Slopes of one site around strategies whose kept shares are this near are averaged."""
+WINDOW_LUCK = 0.35
+"""How far a site's weight on one draw of windows is from its weight on all text, in logs (``benchmarks.margins``)."""
+OWN_ERROR, FLOOR = 0.15, 0.002
+"""What a slope may be off by on its own: a share of what the damages promise, and at least this much in log KL."""
+KIND_ERROR, SCALE_ERROR, SITE_ERROR = 0.2, 0.3, 0.15
+"""What slopes may be off by together, as shares: all of one kind of site, those of one base and kind, of one site."""
+BEND_ERROR = 0.6
+"""Share of the second-order terms that they may be off by: a large step is not a slope."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +34,12 @@ class Slopes:
     Attributes:
         x_up, x_down, x_base: sparsities (``n x num_sites``); ``x_up`` prunes more than ``x_base``, ``x_down`` less.
         rise: log KL(x_up) − log KL(x_down), to first order around ``x_base`` (``n``).
-        group: slopes of one base and one kind of site have the same number (``n``): they share an unknown scale.
-        windows: the margin windows that each was measured on (``n``).
     """
 
     x_up: Tensor
     x_down: Tensor
     x_base: Tensor
     rise: Tensor
-    group: Tensor
-    windows: Tensor
 
     @property
     def site(self) -> Tensor:
@@ -46,33 +50,28 @@ class Slopes:
         return len(self.rise)
 
 
-def choose_bases(space: SearchSpace, evaluations: Sequence[Evaluation], most: int = MOST) -> list[Evaluation]:
-    """The evaluations with margins whose slopes are used: all while they are few, else the newest of every size.
+@dataclass(frozen=True)
+class SlopeData:
+    """Slopes as data of the surrogate: a row for each site and size, the mean over the bases of about that size.
 
-    Margins are measured at strategies that were thought best, by a surrogate that knew more each time: the newest lie
-    nearest to the front.
+    A mean of slopes is as linear in the sites' log weights as one slope, so nothing is approximated but that their
+    weights are the same; and a run of thousands of slopes has no more rows than sites times sizes.
 
-    Args:
-        evaluations: oldest first, with and without margins.
-        most: about how many slopes there may be, at one per site and base; a base comes whole or not at all.
-
-    Returns:
-        oldest first.
+    Attributes:
+        steps: how each row pulls at the sites' log weights (``num_rows x num_sites``).
+        kept: share of the blocks' parameters around which it was measured (``num_rows``).
+        gap: measured, second-order terms added, less what the mean promises with weights at their prior (``num_rows``).
+        error: covariance of what they may be off by (``num_rows x num_rows``).
     """
-    bases = [e for e in evaluations if e.margins and e.margins_kl > 0]
-    count = max(most // space.num_sites, 1)
-    if len(bases) <= count:
-        return bases
-    by_size: dict[int, list[int]] = {}
-    for i in reversed(range(len(bases))):
-        by_size.setdefault(int(10 * bases[i].kept), []).append(i)
-    turns = zip_longest(*by_size.values())
-    chosen = [i for turn in turns for i in turn if i is not None][:count]
-    return [bases[i] for i in sorted(chosen)]
+
+    steps: Tensor
+    kept: Tensor
+    gap: Tensor
+    error: Tensor
 
 
-def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation], most: int = MOST) -> Slopes:
-    """Slopes of every site that could be pruned both more and less, from the evaluations of ``choose_bases``.
+def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation]) -> Slopes:
+    """Slopes of every site that could be pruned both more and less, from all evaluations with margins.
 
     A site that is dense or dropped has one direction only. Its margin then says what the other sites do to it and
     nothing of its own weight, so it gets no slope.
@@ -81,24 +80,18 @@ def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation], most: int
     down: list[np.ndarray] = []
     base: list[np.ndarray] = []
     rise: list[float] = []
-    group: list[int] = []
-    windows: list[int] = []
-    kinds = sorted({site.kind for site in space.sites})
-    for number, evaluation in enumerate(choose_bases(space, evaluations, most)):
+    for evaluation in evaluations:
+        if not evaluation.margins or not evaluation.margins_kl > 0:
+            continue
         levels = evaluation.levels_array()
         change = np.asarray(evaluation.margins, dtype=np.float64).reshape(space.levels.shape)
         sparsity = space.sparsities(levels)
-        for site in np.flatnonzero((levels > 0) & (levels < space.num_levels - 1)):
-            legal = space.levels[site, : space.num_levels[site]]
-            more = min(int(np.searchsorted(legal, legal[levels[site]] + STEP)), len(legal) - 1)
-            less = max(int(np.searchsorted(legal, legal[levels[site]] - STEP, side="right")) - 1, 0)
+        for site, (less, more) in steps(space, levels).items():
             for rows, level in ((up, more), (down, less)):
                 moved = sparsity.copy()
-                moved[site] = legal[level]
+                moved[site] = space.levels[site, level]
                 rows.append(moved)
             base.append(sparsity)
-            group.append(number * len(kinds) + kinds.index(space.sites[site].kind))
-            windows.append(evaluation.margin_group)
             rise.append((change[site, more] - change[site, less]) / evaluation.margins_kl)
     shape = (len(rise), space.num_sites)
     return Slopes(
@@ -106,6 +99,52 @@ def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation], most: int
         torch.as_tensor(np.array(down).reshape(shape)),
         torch.as_tensor(np.array(base).reshape(shape)),
         torch.as_tensor(np.array(rise, dtype=np.float64)),
-        torch.as_tensor(np.array(group, dtype=np.int64)),
-        torch.as_tensor(np.array(windows, dtype=np.int64)),
     )
+
+
+def steps(space: SearchSpace, levels: np.ndarray) -> dict[int, tuple[int, int]]:
+    """The levels below and above its own between which each site's slope is taken, for sites that have both."""
+    found = {}
+    for site in np.flatnonzero((levels > 0) & (levels < space.num_levels - 1)):
+        legal = space.levels[site, : space.num_levels[site]]
+        more = min(int(np.searchsorted(legal, legal[levels[site]] + STEP)), len(legal) - 1)
+        less = max(int(np.searchsorted(legal, legal[levels[site]] - STEP, side="right")) - 1, 0)
+        found[int(site)] = (less, more)
+    return found
+
+
+@torch.no_grad()
+def average_slopes(slopes: Slopes, model: DamageModel) -> SlopeData:
+    """``slopes`` as data, linearised at the current weights of ``model``.
+
+    Errors: of its own, and the luck of its windows, a mean has the less the more it is a mean of. What all slopes of a
+    kind, of a base or of a site have in common stays, whatever their number; so does a step too large for a slope.
+    """
+    site, kept = slopes.site, model.kept(slopes.x_base)
+    size = (kept / ALIKE).round().long()
+    _, row = torch.unique(torch.stack([size, site], dim=-1), dim=0, return_inverse=True)
+    count = torch.bincount(row).double()
+
+    def mean(values: Tensor) -> Tensor:
+        total = torch.zeros(len(count), *values.shape[1:], dtype=torch.float64).index_add_(0, row, values.double())
+        return total / count.view(-1, *[1] * (values.dim() - 1))
+
+    up, down = slopes.x_up, slopes.x_down
+    pulls = model.shares(up) - model.shares(down)
+    promised = mean(model.log_kl(up) - model.log_kl(down) - pulls @ model.log_weight)
+    bend = mean(_second_order(slopes, model))
+    site, kind = mean(site).round().long(), mean(model.kind[site]).round().long()
+    same_base = (mean(size).round().long() * (int(model.kind.max()) + 1) + kind).unsqueeze(-1)
+    scale, alike = promised / count.sqrt(), (site[:, None] == site[None])
+    error = SCALE_ERROR**2 * (same_base == same_base.T) * scale[:, None] * scale[None]
+    always = SITE_ERROR**2 * alike + KIND_ERROR**2 * (kind[:, None] == kind[None])
+    error = error + always * promised[:, None] * promised[None]
+    lucky = (OWN_ERROR**2 + WINDOW_LUCK**2) * promised.square() + FLOOR**2
+    error = error + (lucky / count + (BEND_ERROR * bend).square()).diag()
+    return SlopeData(mean(pulls), mean(kept), mean(slopes.rise) + bend - promised, error)
+
+
+def _second_order(slopes: Slopes, model: DamageModel) -> Tensor:
+    """What the second-order terms of both sides add to each slope, in log KL (unicuco/margins.py)."""
+    up, down, base = (model.terms(x).sum(-1) for x in (slopes.x_up, slopes.x_down, slopes.x_base))
+    return model.slope * (up + down - 2 * base) / (base + model.log_floor.exp())

@@ -20,19 +20,11 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from unicuco.damage import DamageMean, DamageModel, ShareKernel, drift
-from unicuco.slopes import Slopes
+from unicuco.slopes import WINDOW_LUCK, SlopeData, Slopes, average_slopes
 from unicuco.space import SearchSpace
 
 NOISE_FLOOR = 1e-4
 """Added to a KL before its logarithm: differences below it are noise."""
-WINDOW_LUCK = 0.35
-"""How far a site's weight on one draw of windows is from its weight on all text, in logs."""
-SLOPE_ERROR, SLOPE_FLOOR = 0.15, 0.002
-"""What a slope may be off by on its own: a share of what the damages promise, and at least this much in log KL."""
-SLOPE_SCALE, SLOPE_SITE = 0.3, 0.15
-"""What slopes may be off by together, as shares: those of one base and kind of site, and those of one site."""
-SLOPE_BEND = 0.6
-"""Share of the second-order terms that they may be off by: a large step is not a slope."""
 MIDDLE_SIZES = (0.5, 0.7, 0.9)
 """Kept shares whose mean weights the model is linearised at."""
 
@@ -65,6 +57,7 @@ class Surrogate:
         self._damage = damage
         self.model: SingleTaskGP | None = None
         self._slopes: Slopes | None = None
+        self._slope_data: SlopeData | None = None
         self._shift, self._scale = 0.0, 1.0
 
     def fit(self, levels: np.ndarray, kl: np.ndarray, slopes: Slopes | None = None) -> Surrogate:
@@ -144,26 +137,13 @@ class Surrogate:
         covariance = model.covar_module(self._x).to_dense() + noise * torch.eye(len(self._x), dtype=torch.float64)
         covariance = covariance + self._luck()
         gap = model.train_targets - model.mean_module(self._x)
-        if self._slopes is not None:
-            shared = self.damage_model
-            assert shared is not None
-            up, down = self._slopes.x_up, self._slopes.x_down
-            promised = model.mean_module(up) - model.mean_module(down)
-            self._steps = shared.shares(up) - shared.shares(down)
-            self._steps_kept = shared.kept(self._slopes.x_base)
-            own = self._variance * drift(self._steps_kept, self._steps_kept)
-            own = own * (self._steps @ shared.neighbours @ self._steps.T)
-            # A base's slopes may all be off by one factor, and a site's at all bases; their number does not help.
-            group, site, windows = self._slopes.group, self._slopes.site, self._slopes.windows
-            bend, same_site = self._bend(), site[:, None] == site[None]
-            alike = SLOPE_SCALE**2 * (group[:, None] == group[None]) + SLOPE_SITE**2 * same_site
-            alike = alike + WINDOW_LUCK**2 * (same_site & (windows[:, None] == windows[None]))
-            error = alike * promised[:, None] * promised[None]
-            own_error = (SLOPE_ERROR * promised).square() + (SLOPE_BEND * bend).square() + SLOPE_FLOOR**2
-            error = error + own_error.diag()
+        shared = self.damage_model
+        if self._slopes is not None and shared is not None:
+            data = self._slope_data = average_slopes(self._slopes, shared)
+            own = self._variance * drift(data.kept, data.kept) * (data.steps @ shared.neighbours @ data.steps.T)
             across = self._to_slopes(self._x)
-            covariance = torch.cat([torch.cat([covariance, across], 1), torch.cat([across.T, own + error], 1)])
-            gap = torch.cat([gap, self._slopes.rise + bend - promised])
+            covariance = torch.cat([torch.cat([covariance, across], 1), torch.cat([across.T, own + data.error], 1)])
+            gap = torch.cat([gap, data.gap])
         self._remember_pulls()
         self._factor = torch.linalg.cholesky(covariance)
         self._alpha = torch.cholesky_solve(gap[:, None], self._factor)[:, 0]
@@ -182,13 +162,6 @@ class Surrogate:
         shares = shared.shares(self._x)
         return WINDOW_LUCK**2 * shares @ shares.T
 
-    def _bend(self) -> Tensor:
-        """What the second-order terms of both sides add to each slope, in log KL (unicuco/margins.py)."""
-        shared, slopes = self.damage_model, self._slopes
-        assert shared is not None and slopes is not None
-        up, down, base = (shared.terms(x).sum(-1) for x in (slopes.x_up, slopes.x_down, slopes.x_base))
-        return shared.slope * (up + down - 2 * base) / (base + shared.log_floor.exp())
-
     @property
     def _variance(self) -> Tensor:
         """τ²: prior variance of a site's log weight."""
@@ -197,10 +170,10 @@ class Surrogate:
 
     def _to_slopes(self, x: Tensor) -> Tensor:
         """Covariance of log KL at ``x`` with the slopes (``n x num_slopes``), through the weights alone."""
-        shared = self.damage_model
-        assert shared is not None
-        shares = shared.shares(x) @ shared.neighbours @ self._steps.T
-        return self._variance * drift(shared.kept(x), self._steps_kept) * shares
+        shared, data = self.damage_model, self._slope_data
+        assert shared is not None and data is not None
+        shares = shared.shares(x) @ shared.neighbours @ data.steps.T
+        return self._variance * drift(shared.kept(x), data.kept) * shares
 
     def _remember_pulls(self) -> None:
         """How all data pull at the sites' weights: J P (``num_data x num_sites``), and their kept shares."""
@@ -208,8 +181,8 @@ class Surrogate:
         if shared is None:
             return
         pulls, at = shared.shares(self._x), shared.kept(self._x)
-        if self._slopes is not None:
-            pulls, at = torch.cat([pulls, self._steps]), torch.cat([at, self._steps_kept])
+        if self._slope_data is not None:
+            pulls, at = torch.cat([pulls, self._slope_data.steps]), torch.cat([at, self._slope_data.kept])
         self._pulls, self._at = pulls @ shared.neighbours, at
 
     def _weights_to_data(self, kept: Tensor) -> Tensor:
@@ -317,7 +290,7 @@ class Surrogate:
         surrogate._shift, surrogate._scale = shift, scale
         if "slopes.rise" in state:
             surrogate._slopes = Slopes(
-                **{name: state[f"slopes.{name}"] for name in ("x_up", "x_down", "x_base", "rise", "group", "windows")}
+                **{name: state[f"slopes.{name}"] for name in ("x_up", "x_down", "x_base", "rise")}
             )
         surrogate._cache()
         surrogate.model.requires_grad_(False)
