@@ -281,5 +281,7 @@ def open_learner(preparation: Path, evaluations: Path, config: Any, provenance: 
     from unicuco.preparation import Preparation
 
     prepared = Preparation.open(preparation)
-    groups = prepared.config.calibration.margin_groups
-    return Learner(prepared.space, prepared.damage, config, EvaluationLog(evaluations), provenance, groups)
+    calibration = prepared.config.calibration
+    domains = [domain.name for domain in calibration.domains]
+    log = EvaluationLog(evaluations)
+    return Learner(prepared.space, prepared.damage, config, log, provenance, calibration.margin_groups, domains)

@@ -61,9 +61,9 @@ def test_tchebycheff_prefers_the_balanced_point_and_breaks_ties() -> None:
 
 
 def test_a_scale_runs_from_nought_to_one() -> None:
-    scale = Scale(0.4, -6.0, 2.0)
+    scale = Scale(0.4, (-6.0,), (2.0,))
     assert scale.size(torch.tensor([0.4, 1.0])).tolist() == pytest.approx([0, 1])
-    assert scale.quality(torch.tensor([-6.0, -2.0, 2.0])).tolist() == pytest.approx([0, 0.5, 1])
+    assert scale.quality(torch.tensor([[-6.0], [-2.0], [2.0]])).flatten().tolist() == pytest.approx([0, 0.5, 1])
 
 
 @pytest.mark.parametrize("sites", ["sublayer", "block"])
