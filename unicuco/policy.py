@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import numpy as np
 import torch
 from botorch.utils.multi_objective.pareto import is_non_dominated
 
+from unicuco.answers import compose
 from unicuco.domains import DomainPromises, tried_shares
 from unicuco.errors import PolicyError
 from unicuco.objectives import front, join_preferences, site_shares, tchebycheff
 from unicuco.policy_parts import PolicyParts, load_parts, save_parts
 from unicuco.request import Answer, Promise, Request
 from unicuco.sampling import Z90, sampling_variance
-from unicuco.space import Size, budgets_of
+from unicuco.space import budgets_of
 from unicuco.surrogate import NOISE_FLOOR
 from unicuco.wishes import Wish, budget_of, read_wish
 
@@ -70,13 +70,10 @@ class Policy:
         wishes = self.parts.net(torch.as_tensor(preference)).numpy()
         own = self.space.project(wishes, {"params": self._own_budgets(wanted, wishes, reachable)})
         levels, origins = self._better_measured(wanted, preference, own, reachable)
-        promises = self._promises(levels)
-        sizes = [self.space.size(row, bytes_per_param) for row in levels]
+        chosen = zip(requests, wanted, levels, origins, preference, self._promises(levels), budgets, strict=True)
         return [
-            self._compose(
-                request, wanted[i], levels[i], sizes[i], origins[i], preference[i], promises[i], budgets[i], floor
-            )
-            for i, request in enumerate(requests)
+            compose(self.space, self.scale, r, w, row, origin, asked, promised, budget, floor, bytes_per_param)
+            for r, w, row, origin, asked, promised, budget in chosen
         ]
 
     def predict(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -235,69 +232,9 @@ class Policy:
             fits = np.flatnonzero(sizes <= budgets[i])
             if len(fits):
                 best = fits[np.argmin(score[n + fits])]
-                if score[n + best] < score[i]:
+                if score[n + best] < score[i] - 1e-9:  # the same strategy may differ by rounding
                     levels[i], origins[i] = measured[best], "measured"
         return levels, origins
-
-    def _compose(
-        self,
-        request: Request,
-        wish: Wish,
-        levels: np.ndarray,
-        size: Size,
-        origin: str,
-        preference: np.ndarray,
-        promised: tuple[Promise, dict[str, Promise]],
-        budget: float,
-        floor: int,
-    ) -> Answer:
-        mean, domains = promised
-        broken = self._broken_bound(wish, mean, domains)
-        feasible, note = True, ""
-        if budget < floor:
-            feasible = False
-            note = (
-                f"Impossible: with every site dropped {floor:,} parameters are left, over the bound of "
-                f"{int(budget):,}; this is the nearest."
-            )
-        elif broken:
-            feasible, note = False, broken
-        elif size.kept < self.scale.kept_low - 0.02:
-            note = f"Smaller than what was trained on (kept {self.scale.kept_low:g}): the predicted KL is a guess."
-        shape = self.space.shape(levels)
-        return Answer(
-            id=request.id,
-            request=request,
-            feasible=feasible,
-            note=note,
-            levels=levels.tolist(),
-            strategy=self.space.sparsities(levels).tolist(),
-            groups=list(shape.groups),
-            neurons=list(shape.neurons),
-            kl=mean.kl,
-            kl_low=mean.kl_low,
-            kl_high=mean.kl_high,
-            preference=tuple(preference.tolist()),
-            origin=origin,
-            domains=domains,
-            **asdict(size),
-        )
-
-    @staticmethod
-    def _broken_bound(wish: Wish, mean: Promise, domains: dict[str, Promise]) -> str:
-        """The first bound on quality that is not expected to hold, as a sentence; "" where all are."""
-        bounds = [("KL", wish.max_kl, mean)]
-        bounds += [
-            (f"KL on {name}", bound, promise)
-            for (name, promise), bound in zip(domains.items(), wish.max_domain_kl, strict=bool(domains))
-        ]
-        for what, bound, promise in bounds:
-            if promise.kl_high > bound:
-                return (
-                    f"No strategy this small is expected to stay within {what} {bound:g}; the nearest has "
-                    f"{promise.kl:.3g} ({promise.kl_low:.3g} to {promise.kl_high:.3g})."
-                )
-        return ""
 
     # -- on disk --------------------------------------------------------------------------------------------------
 
