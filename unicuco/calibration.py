@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from unicuco.errors import CalibrationError
 
 Role = Literal["calibration", "search", "margins", "heldout"]
+RESERVED = ("size", "latency", "mean")
+"""Names that preferences give to other objectives than a domain's."""
 CHARS_PER_TOKEN = 8  # a window is cut from this many characters per token; English has 4 to 5, so nearly all suffice
 
 
@@ -36,6 +38,15 @@ class Domain(BaseModel):
     subset: str | None = None
     split: str = "train"
     column: str = "text"
+
+    @field_validator("name")
+    @classmethod
+    def _not_an_objective(cls, name: str) -> str:
+        if name in RESERVED:
+            raise ValueError(
+                f"a domain cannot be called {' or '.join(RESERVED)}: requests mean something else by these"
+            )
+        return name
 
     @classmethod
     def parse(cls, text: str) -> Domain:

@@ -190,6 +190,12 @@ def test_a_domain_is_written_as_name_and_source(text: str, name: str, source: st
     assert (found.name, found.source, found.subset) == (name, source, subset)
 
 
+@pytest.mark.parametrize("name", ["size", "latency", "mean"])
+def test_a_domain_is_not_called_as_another_objective(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be called size or latency or mean"):
+        Domain(name=name, source="sotu")
+
+
 def test_domains_need_distinct_names(text_file: Path) -> None:
     with pytest.raises(ValidationError, match="once"):
         config(text_file, text_file)

@@ -11,7 +11,14 @@ from unicuco.allocation import allocate
 from unicuco.objectives import Scale, site_shares, tchebycheff
 from unicuco.proposals import budgets_of, first_design, make_teachers, uniform
 from unicuco.qualities import Qualities
-from unicuco.stratnet import StratNet, StratNetConfig, balanced_preference, draw_preferences, train_stratnet
+from unicuco.stratnet import (
+    StratNet,
+    StratNetConfig,
+    balanced_preference,
+    draw_preferences,
+    spread_preferences,
+    train_stratnet,
+)
 from unicuco.surrogate import Surrogate
 
 SPACE = make_space(4)
@@ -121,3 +128,29 @@ def test_the_balanced_preference_is_where_the_point_is_optimal() -> None:
     alone = torch.ones(19, 1, dtype=torch.float64)
     for i, preference in enumerate(balanced_preference(line, alone)):
         assert int(tchebycheff(preference.expand(19, 2), line, 0.0).argmin()) == i
+
+
+def test_with_several_qualities_the_shares_stay_and_size_is_balanced() -> None:
+    shares = draw_preferences(50, torch.Generator().manual_seed(0), 3)
+    values = torch.rand(50, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.01
+    preference = balanced_preference(values, shares)
+    torch.testing.assert_close(preference.sum(-1), torch.ones(50, dtype=torch.float64))
+    torch.testing.assert_close(preference[:, 1:] / preference[:, 1:].sum(-1, keepdim=True), shares)
+    weighted = preference * values
+    torch.testing.assert_close(weighted[:, 0], weighted[:, 1:].sum(-1))
+
+
+def test_training_preferences_reach_small_models_whatever_the_number_of_qualities() -> None:
+    for objectives in (2, 3, 5):
+        drawn = spread_preferences(4000, torch.Generator().manual_seed(0), objectives)
+        assert drawn.shape == (4000, objectives) and (drawn >= 0).all()
+        torch.testing.assert_close(drawn.sum(-1), torch.ones(4000, dtype=torch.float64))
+        assert abs((drawn[:, 0] > 0.5).double().mean() - 0.5) < 0.03
+
+
+def test_shares_still_count_where_size_is_nearly_everything() -> None:
+    torch.manual_seed(0)
+    net = StratNet(3, SPACE.num_sites, 64)
+    small = torch.tensor([[0.999, 0.001, 0.0], [0.999, 0.0, 0.001], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    one, other, none = net(small)
+    assert (one - other).abs().max() > 0.01 and torch.isfinite(none).all()
