@@ -6,7 +6,7 @@ RUN was trained with one objective per domain. For every size, the policy is ask
 with all alike, and its answers are measured on windows that neither search nor calibration saw.
 
 - ``kl``: held-out KL per domain, beside ``predicted`` with its 90 % interval;
-- ``ratio``: KL on a domain that is preferred alone, divided by KL on it when all count alike: below 1, preferring works.
+- ``ratio``: KL on a domain that is preferred alone ÷ KL on it when all count alike: below 1, preferring works.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from unicuco.errors import CalibrationError
 
 Role = Literal["calibration", "search", "margins", "heldout"]
 RESERVED = ("size", "latency", "mean")
-"""Names that preferences give to other objectives than a domain's."""
+"""Names that preferences give to other objectives than one of several domains."""
 CHARS_PER_TOKEN = 8  # a window is cut from this many characters per token; English has 4 to 5, so nearly all suffice
 
 
@@ -38,15 +38,6 @@ class Domain(BaseModel):
     subset: str | None = None
     split: str = "train"
     column: str = "text"
-
-    @field_validator("name")
-    @classmethod
-    def _not_an_objective(cls, name: str) -> str:
-        if name in RESERVED:
-            raise ValueError(
-                f"a domain cannot be called {' or '.join(RESERVED)}: requests mean something else by these"
-            )
-        return name
 
     @classmethod
     def parse(cls, text: str) -> Domain:
@@ -85,6 +76,8 @@ class CalibrationConfig(BaseModel):
         names = [domain.name for domain in domains]
         if not names or len(set(names)) != len(names):
             raise ValueError("name every calibration domain once: name=source")
+        if len(names) > 1 and set(names) & set(RESERVED):
+            raise ValueError(f"no domain can be called {', '.join(RESERVED)}: requests mean something else by these")
         return domains
 
 

@@ -73,7 +73,7 @@ def read_wish(request: Request, names: Sequence[str], domains: Sequence[str]) ->
 
 def _aliases(names: Sequence[str], domains: Sequence[str]) -> list[str]:
     """How requests name the qualities: a single domain by its own name."""
-    return list(domains) if len(domains) == 1 else list(names)
+    return list(domains) if len(domains) == 1 and SIZE not in domains else list(names)
 
 
 def _refuse_unknown(

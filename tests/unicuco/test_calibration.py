@@ -191,9 +191,9 @@ def test_a_domain_is_written_as_name_and_source(text: str, name: str, source: st
 
 
 @pytest.mark.parametrize("name", ["size", "latency", "mean"])
-def test_a_domain_is_not_called_as_another_objective(name: str) -> None:
-    with pytest.raises(ValueError, match="cannot be called size or latency or mean"):
-        Domain(name=name, source="sotu")
+def test_none_of_several_domains_is_called_as_another_objective(name: str) -> None:
+    with pytest.raises(ValueError, match="no domain can be called size, latency, mean"):
+        CalibrationConfig(domains=(Domain(name=name, source="sotu"), Domain(name="code", source="code.txt")))
 
 
 def test_domains_need_distinct_names(text_file: Path) -> None:
