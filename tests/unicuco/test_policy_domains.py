@@ -18,6 +18,7 @@ from unicuco.allocation import allocate
 from unicuco.errors import PolicyError, RequestError
 from unicuco.evaluations import EvaluationLog
 from unicuco.evaluator import Evaluator
+from unicuco.heldout import measure_heldout
 from unicuco.learner import Learner, LearnerConfig
 from unicuco.policy import Policy
 from unicuco.preparation import prepare
@@ -152,14 +153,11 @@ def test_promises_hold_for_each_domain(policy: Policy) -> None:
 
 def test_a_bound_on_one_domain_lets_go_of_the_other(policy: Policy) -> None:
     """Nobody prefers anything, so the smallest model within the bound may forget the domain without one."""
-    bound = 0.15
-    free, alike = one(policy, max_kl={"code": bound}), one(policy, max_kl={"code": bound}, preference=ALIKE)
+    bound, both = 0.15, {"code": 1.0, "prose": 1.0}
+    free, alike = one(policy, max_kl={"code": bound}), one(policy, max_kl={"code": bound}, preference=both)
     assert free.feasible and alike.feasible and free.kept <= alike.kept
     assert free.domains["code"].kl_high <= bound
     assert free.preference[1] >= free.preference[2]
-
-
-ALIKE = {"code": 1.0, "prose": 1.0}
 
 
 def test_unknown_domains_are_refused_with_the_known_ones(policy: Policy) -> None:
@@ -248,3 +246,8 @@ def test_a_real_model_with_two_texts(model_folder: Any, load: Any, text_file: Pa
     found = tiny.measured(evaluator, np.array(answer.levels))
     for name, kl in zip(names, found.domain_kl, strict=True):
         assert 0.2 < answer.domains[name].kl / kl < 5
+    spec, sizes = str(model_folder("llama")), (0.7,)
+    (row,) = measure_heldout(tmp_path / "policy", spec, prepared.folder, tiny.FLOAT32, sizes=sizes, windows=2)
+    assert list(row["domains"]) == names
+    assert np.mean([found["kl_heldout"] for found in row["domains"].values()]) == pytest.approx(row["kl_heldout"])
+    assert all(found["kl_low"] <= found["kl_predicted"] <= found["kl_high"] for found in row["domains"].values())
