@@ -281,7 +281,6 @@ def open_learner(preparation: Path, evaluations: Path, config: Any, provenance: 
     from unicuco.preparation import Preparation
 
     prepared = Preparation.open(preparation)
-    calibration = prepared.config.calibration
-    domains = [domain.name for domain in calibration.domains]
+    domains = [domain.name for domain in prepared.config.calibration.domains]
     log = EvaluationLog(evaluations)
-    return Learner(prepared.space, prepared.damage, config, log, provenance, calibration.margin_groups, domains)
+    return Learner(prepared.space, prepared.damage, config, log, provenance, prepared.margin_groups, domains)

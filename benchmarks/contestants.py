@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from unicuco.baselines.bayesian import bayesian
 from unicuco.baselines.cached import CachedOracle, EvaluationCache
@@ -20,6 +24,7 @@ from unicuco.baselines.uniform import uniform
 from unicuco.evaluations import EvaluationLog
 from unicuco.learner import Learner, LearnerConfig
 from unicuco.request import Request
+from unicuco.storage import write_json
 from unicuco.surrogate import SurrogateConfig
 
 
@@ -58,16 +63,32 @@ def paper(race: Race) -> np.ndarray:
 
 def _learner(race: Race, name: str, config: LearnerConfig) -> np.ndarray:
     preparation = race.cache.evaluator.preparation
-    groups = preparation.config.calibration.margin_groups
+    groups = preparation.margin_groups
     log = EvaluationLog(race.folder / name)
     learner = Learner(preparation.space, preparation.damage, config, log, margin_groups=groups)
+    seconds = read_trainings(race.folder, name)["seconds"] if len(log) else []
     while not learner.finished():
         if learner.needs_training():
+            began = time.perf_counter()
             learner.train()
+            seconds.append(time.perf_counter() - began)
+            record = {"seconds": seconds, "threads": torch.get_num_threads()}
+            write_json(race.folder / f"{name}-trainings.json", record)
         for candidate in learner.ask(IN_FLIGHT):
             learner.tell(race.cache.evaluate(candidate))
     learner.save_policy(race.folder / f"{name}-policy")
     return np.array([a.levels for a in learner.policy().answer([Request(kept=kept) for kept in race.sizes])])
+
+
+def read_trainings(folder: Path, name: str) -> dict[str, Any]:
+    """Wall ``seconds`` of every training of one of our contestants so far, and torch's ``threads``.
+
+    A contestant that went on after a kill trains once more than one that was not interrupted, and that counts.
+    """
+    path = folder / f"{name}-trainings.json"
+    if not path.is_file():
+        return {"seconds": [], "threads": None}
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _for_all(search: Callable[..., np.ndarray]) -> Contestant:

@@ -1,6 +1,6 @@
 """What 64 different requests cost: one trained policy against a search per request, and against one dynamic program.
 
-    python -m benchmarks.requests64 [--rivals 4] [--evaluations 300] [--seed 0] [--json FILE]
+    python -m benchmarks.requests64 [--rivals 4] [--evaluations 300] [--seed 0] [--policy-run FOLDER] [--json FILE]
 
 64 random requests, half of them bounds on the kept share, half preferences (a rival is then asked for the size that our
 answer has). The rival is evolution with ``--evaluations`` for each request; its time for a request ends when it first
@@ -12,8 +12,13 @@ requests, spread evenly over the sizes, and is extrapolated linearly to 64.
 - ``answers_vs_knapsack``: our wall time for 64 answers ÷ one all-budgets dynamic program for them (goal 1.0), and
   ``kl_vs_knapsack``: the held-out KL of both, at the requests that evolution ran for.
 
-A search's time is the sum of what its evaluations took when they were measured, ours the wall time of its training;
-held-out measurements are free for everybody. Uses the cache of ``benchmarks.search`` (``--runs``).
+Time is what every evaluation took when it was measured (margins included), whether or not a cache had it, and for us
+the wall time of every training and of 64 answers beside; what evolution does between evaluations is not counted.
+Held-out measurements are free for everybody. The policy is that of ``--policy-run``, a folder of ``benchmarks.search``
+whose contestant ``ours`` has finished (``runs/search/width-300-5-seed-0``), else one that is trained here.
+
+Everything lies under ``--runs``, with a cache of its own; each finished rival in ``rival-REQUEST.json``. A benchmark
+that is cut off, by ``--minutes`` or otherwise, goes on where it stopped; more ``--rivals`` keep those there are.
 """
 
 from __future__ import annotations
@@ -25,46 +30,61 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contestants import Race, ours
+from benchmarks.contestants import Race, ours, read_trainings
 from benchmarks.harness import MODEL, console, finish, parser, surroundings
 from benchmarks.search import open_evaluator
 from unicuco.baselines.cached import CachedOracle, EvaluationCache
 from unicuco.baselines.evolution import evolution
 from unicuco.baselines.knapsack import replacement_scores, solve_all
+from unicuco.baselines.uniform import LADDER
 from unicuco.evaluations import Candidate, EvaluationLog
 from unicuco.evaluator import Evaluator
 from unicuco.heldout import WINDOWS, open_heldout
 from unicuco.policy import Policy
-from unicuco.request import Request
+from unicuco.request import Answer, Request
 from unicuco.space import budgets_of
-from unicuco.storage import write_json
+from unicuco.storage import content_hash, write_json
 
 COUNT = 64
 REPEATS = 20
 """Of both answers, in turns; medians."""
 
 
+class Clock:
+    """A cache that adds up what its evaluations took when they were measured, as far as an oracle looks at a cache.
+
+    Attributes:
+        seconds: so far; threads: torch's in any of the evaluations.
+    """
+
+    def __init__(self, cache: EvaluationCache) -> None:
+        self.cache, self.evaluator = cache, cache.evaluator
+        self.seconds, self.threads = 0.0, set[int]()
+
+    def kl(self, levels: np.ndarray, evaluator: Evaluator | None = None) -> float:
+        found = self.cache.evaluate(Candidate("", tuple(int(v) for v in levels), "oracle"), evaluator)
+        self.seconds += found.seconds
+        self.threads.add(found.threads)
+        return found.kl
+
+
 class Traced(CachedOracle):
     """An oracle that remembers when it knew what.
 
     Attributes:
-        clock: seconds that its evaluations took when they were measured.
-        trace: (clock, level indices) each time that a strategy on all windows was better than all before.
+        trace: (seconds, level indices) each time that a strategy on all windows was better than all before.
     """
 
-    def __init__(self, cache: EvaluationCache, budget: float) -> None:
-        super().__init__(cache, budget)
-        self.cache, self.clock, self.best = cache, 0.0, np.inf
+    def __init__(self, clock: Clock, budget: float) -> None:
+        super().__init__(clock, budget)  # type: ignore[arg-type]
+        self.clock, self.best = clock, np.inf
         self.trace: list[tuple[float, np.ndarray]] = []
 
     def kl(self, levels: np.ndarray, windows: int | None = None) -> float:
         found = super().kl(levels, windows)
-        share = min(windows or self.num_windows, self.num_windows) / self.num_windows
-        whole = self.cache.evaluate(Candidate("", tuple(int(v) for v in levels), "oracle")) if share == 1 else None
-        self.clock += whole.seconds if whole else share * self.cache.typical_seconds
-        if whole and found < self.best:
+        if (windows is None or windows >= self.num_windows) and found < self.best:
             self.best = found
-            self.trace.append((self.clock, np.array(levels)))
+            self.trace.append((self.clock.seconds, np.array(levels)))
         return found
 
 
@@ -76,28 +96,55 @@ def make_requests(seed: int) -> list[Request]:
     return bounds + [Request(preference=(float(w), float(1 - w))) for w in weights]
 
 
+def rival_order(answers: list[Answer]) -> list[int]:
+    """All requests, such that any first few are spread over the sizes: middle, quarters, eighths, ..."""
+    by_size = np.argsort([answer.kept for answer in answers], kind="stable")
+    bits = (COUNT - 1).bit_length()
+    places = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(1, 1 << bits)]
+    return [int(by_size[place]) for place in [*places, 0] if place < COUNT]
+
+
+def open_policy_run(given: Any, cache: EvaluationCache) -> tuple[Path, dict[str, Any]]:
+    """The folder with our policy, and what its training took; trained here where none was given.
+
+    Raises:
+        SystemExit: the given folder does not hold what is needed.
+    """
+    folder = given.policy_run
+    if folder is None:
+        folder = given.runs / f"ours-{given.evaluations}-seed-{given.seed}"
+        if not (folder / "ours-policy" / "policy.json").is_file():
+            ours(Race(cache, LADDER, given.evaluations, given.seed, folder))
+    trainings, log = read_trainings(folder, "ours"), EvaluationLog(folder / "ours").read()
+    if not trainings["seconds"] or not (folder / "ours-policy" / "policy.json").is_file():
+        raise SystemExit(f"{folder} needs a finished contestant `ours`: ours/, ours-policy/ and ours-trainings.json.")
+    if {e.preparation for e in log} != {cache.evaluator.preparation.digest}:
+        raise SystemExit(f"{folder} was measured on another preparation than seed {given.seed}'s.")
+    return folder, {
+        "folder": str(folder),
+        "evaluations": len(log),
+        "budget": sum(e.evaluations for e in log),
+        "with_margins": sum(e.margin_group >= 0 for e in log),
+        "evaluation_seconds": sum(e.seconds for e in log),
+        "median_seconds": float(np.median([e.seconds for e in log if e.margin_group < 0])),
+        "trainings": len(trainings["seconds"]),
+        "training_seconds": sum(trainings["seconds"]),
+        "seconds": sum(e.seconds for e in log) + sum(trainings["seconds"]),
+        "threads": sorted({e.threads for e in log} | {trainings["threads"]}),
+    }
+
+
 def run(given: Any) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
+    until = time.monotonic() + 60 * given.minutes
     evaluator = open_evaluator("width", given.seed)
     space, heldout = evaluator.space, open_heldout(evaluator, WINDOWS)
     cache = EvaluationCache(evaluator, given.runs / "cache" / evaluator.preparation.digest[:16])
-    folder = given.runs / f"requests64-{given.evaluations}-seed-{given.seed}"
-    race = Race(cache, (0.7,), given.evaluations, given.seed, folder)
-    began = time.perf_counter()
-    if not (folder / "training.json").is_file():
-        ours(race)
-        log = EvaluationLog(folder / "ours").read()
-        training = {
-            "wall": time.perf_counter() - began,
-            "evaluations": sum(e.seconds for e in log),
-            "anew": cache.misses,
-        }
-        write_json(folder / "training.json", training)
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    policy, requests = Policy.load(folder / "ours-policy"), make_requests(given.seed)
+    policy_run, training = open_policy_run(given, cache)
+    policy, requests = Policy.load(policy_run / "ours-policy"), make_requests(given.seed)
     answers = policy.answer(requests)
-    table = replacement_scores(
-        CachedOracle(cache, given.evaluations), given.evaluations, np.random.default_rng(given.seed)
-    )
+    scores_clock = Clock(cache)
+    oracle = CachedOracle(scores_clock, given.evaluations)  # type: ignore[arg-type]
+    table = replacement_scores(oracle, given.evaluations, np.random.default_rng(given.seed))
     budgets = np.array([float(a.params) for a in answers])
     pairs = []
     for _ in range(REPEATS):
@@ -107,64 +154,107 @@ def run(given: Any) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
         knapsacks = solve_all(space, table, budgets)
         pairs.append((middle - start, time.perf_counter() - middle))
     ours_ms, theirs_ms = (1000 * float(np.median([p[i] for p in pairs])) for i in (0, 1))
-    order = np.argsort([a.kept for a in answers])
-    chosen = order[np.linspace(0, COUNT - 1, given.rivals + 2).round().astype(int)[1:-1]]
-    searched = [one(cache, heldout, answers[i], given, knapsacks[i]) for i in chosen]
+    # Rivals of another policy have other targets: they lie in another folder.
+    asked = content_hash([a.levels for a in answers])[:12]
+    folder = given.runs / f"rivals-{given.evaluations}-seed-{given.seed}-{asked}"
+    searched = []
+    for i in rival_order(answers)[: given.rivals]:
+        path = folder / f"rival-{i:02}.json"
+        if not path.is_file():
+            if time.monotonic() > until:
+                continue
+            write_json(path, one(cache, heldout, answers[i], given, knapsacks[i]))
+        searched.append(json.loads(path.read_text(encoding="utf-8")))
+        console.print(", ".join(f"{k} {v:.4g}" for k, v in searched[-1].items() if not isinstance(v, list)))
+    if not searched:
+        raise SystemExit("No rival has finished yet; run again to go on.")
+    figures = summary(training, searched, ours_ms, theirs_ms)
+    figures["knapsack_seconds"] = scores_clock.seconds + theirs_ms / 1000
+    figures["surroundings"] = surroundings(
+        model=MODEL,
+        seed=given.seed,
+        requests=COUNT,
+        rivals_run=len(searched),
+        rivals_extrapolated=COUNT - len(searched),
+        evaluations=given.evaluations,
+        tokens=evaluator.num_tokens,
+        tokens_heldout=heldout.num_tokens,
+        dtype=evaluator.config.dtype,
+        threads_ours=training["threads"],
+        threads_rival=figures["threads_rival"],
+    )
+    return rows(figures), figures
+
+
+def one(cache: EvaluationCache, heldout: Evaluator, answer: Answer, given: Any, knapsack: np.ndarray) -> dict[str, Any]:
+    """Evolution for one request, and what it held when."""
+    space, target = cache.evaluator.space, cache.kl(np.array(answer.levels), heldout)
+    clock = Clock(cache)
+    oracle = Traced(clock, given.evaluations)
+    kept = (answer.params - space.fixed["params"]) / space.geometry.block_params
+    assert budgets_of(space, np.array([kept]))[0] <= answer.params + 1
+    evolution(oracle, float(kept), given.evaluations, np.random.default_rng([given.seed, round(1e4 * kept)]))
+    reached = next((when for when, levels in oracle.trace if cache.kl(levels, heldout) <= target), None)
+    return {
+        "kept": float(kept),
+        "ours": target,
+        "evolution": cache.kl(oracle.trace[-1][1], heldout),
+        "knapsack": cache.kl(knapsack, heldout),
+        "seconds": clock.seconds,
+        "seconds_to_ours": clock.seconds if reached is None else reached,
+        "reached": reached is not None,
+        "threads": sorted(clock.threads),
+    }
+
+
+def summary(
+    training: dict[str, Any], searched: list[dict[str, Any]], ours_ms: float, theirs_ms: float
+) -> dict[str, Any]:
+    """The figures; times of 64 searches are those of the rivals that ran, times 64 ÷ their number."""
+    own = training["seconds"] + ours_ms / 1000
     mean_equal, mean_whole = (float(np.mean([row[k] for row in searched])) for k in ("seconds_to_ours", "seconds"))
-    own = training["wall"] + ours_ms / 1000
-    ratio = [row["ours"] / row["knapsack"] for row in searched]
-    figures = {
+
+    def geomean(name: str) -> float:
+        return float(np.exp(np.mean([np.log(row["ours"] / row[name]) for row in searched])))
+
+    return {
         "speedup_equal_quality": COUNT * mean_equal / own,
         "speedup_equal_budget": COUNT * mean_whole / own,
         "reached": float(np.mean([row["reached"] for row in searched])),
         "answers_vs_knapsack": ours_ms / theirs_ms,
         "answers_ms": ours_ms,
         "knapsack_ms": theirs_ms,
-        "kl_vs_knapsack": float(np.exp(np.mean(np.log(ratio)))),
+        "kl_vs_knapsack": geomean("knapsack"),
+        "kl_vs_evolution": geomean("evolution"),
+        "ours_seconds": own,
+        "search_seconds": mean_whole,
+        "threads_rival": sorted({t for row in searched for t in row["threads"]}),
         "training": training,
         "searched": searched,
-        "surroundings": surroundings(
-            model=MODEL,
-            seed=given.seed,
-            requests=COUNT,
-            rivals_run=given.rivals,
-            extrapolated=given.rivals < COUNT,
-            evaluations=given.evaluations,
-            tokens=evaluator.num_tokens,
-            dtype=evaluator.config.dtype,
-        ),
     }
-    rows = [
+
+
+def rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    training, ran = figures["training"], len(figures["searched"])
+    same = training["threads"] == figures["threads_rival"]
+    times = f"{figures['answers_ms']:.0f} ms ÷ {figures['knapsack_ms']:.0f} ms"
+    parts = (
+        f"{training['evaluation_seconds']:.0f} in {training['evaluations']} evaluations, {training['with_margins']} "
+        f"with margins; {training['training_seconds']:.0f} in {training['trainings']} trainings"
+    )
+    threads = f"{training['threads']} and {figures['threads_rival']}" + ("" if same else ": not the same, no fair race")
+    return [
         ("speedup_equal_quality", f"{figures['speedup_equal_quality']:.1f}", "10"),
         ("speedup_equal_budget", f"{figures['speedup_equal_budget']:.1f}", "28"),
+        ("rivals run", f"{ran} of {COUNT}" + (", the rest extrapolated linearly" if ran < COUNT else ""), ""),
         ("searches that reached our KL", f"{figures['reached']:.2f}", ""),
-        ("answers_vs_knapsack", f"{figures['answers_vs_knapsack']:.2f} ({ours_ms:.0f} ms ÷ {theirs_ms:.0f} ms)", "1.0"),
+        ("answers_vs_knapsack", f"{figures['answers_vs_knapsack']:.2f} ({times})", "1.0"),
         ("kl_vs_knapsack, held out", f"{figures['kl_vs_knapsack']:.3f}", "1.0"),
-        ("our training, s", f"{training['wall']:.0f}", ""),
-        ("a search to its end, s", f"{mean_whole:.0f}", ""),
+        ("kl_vs_evolution at its end, held out", f"{figures['kl_vs_evolution']:.3f}", ""),
+        ("our time, s", f"{figures['ours_seconds']:.0f}: {parts}", ""),
+        ("a search to its end, s", f"{figures['search_seconds']:.0f}", ""),
+        ("torch threads of our evaluations and theirs", threads, ""),
     ]
-    return rows, figures
-
-
-def one(cache: EvaluationCache, heldout: Evaluator, answer: Any, given: Any, knapsack: np.ndarray) -> dict[str, Any]:
-    """Evolution for one request, and what it held when."""
-    space, target = cache.evaluator.space, cache.kl(np.array(answer.levels), heldout)
-    oracle = Traced(cache, given.evaluations)
-    kept = (answer.params - space.fixed["params"]) / space.geometry.block_params
-    assert budgets_of(space, np.array([kept]))[0] <= answer.params + 1
-    evolution(oracle, float(kept), given.evaluations, np.random.default_rng([given.seed, round(1e4 * kept)]))
-    reached = next((when for when, levels in oracle.trace if cache.kl(levels, heldout) <= target), None)
-    row = {
-        "kept": float(kept),
-        "ours": target,
-        "evolution": cache.kl(oracle.trace[-1][1], heldout),
-        "knapsack": cache.kl(knapsack, heldout),
-        "seconds": oracle.clock,
-        "seconds_to_ours": oracle.clock if reached is None else reached,
-        "reached": reached is not None,
-    }
-    console.print(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
-    return row
 
 
 def main() -> None:
@@ -172,10 +262,12 @@ def main() -> None:
     options.add_argument("--rivals", type=int, default=4, help="requests that evolution runs for; 64: all")
     options.add_argument("--evaluations", type=int, default=300)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--runs", type=Path, default=Path("runs/search"))
+    options.add_argument("--policy-run", type=Path, help="a folder of benchmarks.search with a finished `ours`")
+    options.add_argument("--minutes", type=float, default=float("inf"), help="start no rival after this long")
+    options.add_argument("--runs", type=Path, default=Path("runs/requests64"))
     given = options.parse_args()
-    rows, figures = run(given)
-    finish("64 requests: one policy, or a search for each", rows, figures, given.json)
+    table, figures = run(given)
+    finish("64 requests: one policy, or a search for each", table, figures, given.json)
 
 
 if __name__ == "__main__":

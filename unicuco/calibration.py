@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from unicuco.errors import CalibrationError
 
 Role = Literal["calibration", "search", "margins", "heldout"]
+MARGIN_SHARE = 3
+"""Margins take one window in so many of a text at most: what is left must do for the other roles."""
 RESERVED = ("size", "latency", "mean")
 """Names that preferences give to other objectives than one of several domains."""
 CHARS_PER_TOKEN = 8  # a window is cut from this many characters per token; English has 4 to 5, so nearly all suffice
@@ -61,14 +63,9 @@ class CalibrationConfig(BaseModel):
     """Windows per domain for the Gram matrices."""
     search_windows: int = Field(default=4, ge=1)
     """Windows per domain that every evaluation runs on: the standard tokens are this x window_length x domains."""
-    margin_windows: int = Field(default=16, ge=0)
-    """Windows per domain for margins, in groups of ``search_windows``; fewer than one group: no margins."""
+    margin_windows: int = Field(default=96, ge=0)
+    """Windows per domain for margins at most, in groups of ``search_windows``; a short text gives fewer or none."""
     seed: int = Field(default=0, ge=0)
-
-    @property
-    def margin_groups(self) -> int:
-        """Groups of windows that margins take turns on."""
-        return self.margin_windows // self.search_windows
 
     @field_validator("domains")
     @classmethod
@@ -112,16 +109,17 @@ def draw_windows(config: CalibrationConfig, tokenizer: Any, role: Role, count: i
     Raises:
         CalibrationError: a corpus is missing, unreadable or too short.
     """
+    texts = [_spans(read_text(domain), config.window_length) for domain in config.domains]
+    margins = min(config.margin_windows, *(len(spans) // MARGIN_SHARE for spans in texts))
     counts = {
         "calibration": config.calibration_windows,
         "search": config.search_windows,
-        "margins": config.margin_windows,
+        "margins": margins - margins % config.search_windows,
     }
     wanted = counts[role] if count is None else count
     rows: list[list[int]] = []
     owner: list[int] = []
-    for d, domain in enumerate(config.domains):
-        spans = _spans(read_text(domain), config.window_length)
+    for d, (domain, spans) in enumerate(zip(config.domains, texts, strict=True)):
         order = np.random.default_rng([config.seed, d]).permutation(len(spans))
         front = sum(counts.values())
         reserved, needed, skip = 0, wanted, 0

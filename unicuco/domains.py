@@ -10,7 +10,7 @@ import torch
 
 from unicuco.evaluations import Evaluation
 from unicuco.qualities import Qualities
-from unicuco.sampling import sampling_variance
+from unicuco.sampling import sampling
 
 TRIED = 9
 """Shares tried per domain beyond the first, where bounds on domains leave them open."""
@@ -23,8 +23,8 @@ class DomainPromises:
         """Args: evaluations: to judge how much windows of one domain differ."""
         self._qualities = qualities
         self._kept = np.linspace(0.0, 1.0, 101)
-        self._sampling = [
-            sampling_variance(of_domain(evaluations, qualities.names, d), self._kept) for d in range(len(qualities))
+        self._variances = [
+            sampling(of_domain(evaluations, qualities.names, d), self._kept).variance for d in range(len(qualities))
         ]
 
     def __call__(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -34,8 +34,8 @@ class DomainPromises:
             mean, deviation = self._qualities.predict(torch.as_tensor(space.sparsities(levels)))
         kept = space.kept(levels)
         noise = [
-            surrogate.noise_std**2 + np.interp(kept, self._kept, sampling)
-            for surrogate, sampling in zip(self._qualities.surrogates, self._sampling, strict=True)
+            surrogate.noise_std**2 + np.interp(kept, self._kept, variance)
+            for surrogate, variance in zip(self._qualities.surrogates, self._variances, strict=True)
         ]
         return mean.numpy(), np.sqrt(deviation.numpy() ** 2 + np.stack(noise, axis=-1))
 

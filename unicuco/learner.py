@@ -30,9 +30,9 @@ from unicuco.space import SearchSpace
 from unicuco.stratnet import StratNet, StratNetConfig
 from unicuco.surrogate import NOISE_FLOOR, SurrogateConfig
 
-BEST_KNOWN = ("prior", "stratnet", "allocation")
+BEST_KNOWN = ("prior", "stratnet", "allocation", "thompson")
 """Origins of proposals that are somebody's best guess, not a disturbed one."""
-BASES_APART = 6
+BASES_APART = 3
 """Margins keep their distance in size from so many before them."""
 
 
@@ -49,7 +49,7 @@ class LearnerConfig(Config):
     """New evaluations between two trainings."""
     kept_low: float = Field(default=0.4, gt=0, lt=0.97)
     """The smallest share of the blocks' parameters that the search covers."""
-    margins: float = Field(default=0.3, ge=0, le=0.75)
+    margins: float = Field(default=0.75, ge=0, le=0.75)
     """Share of the budget for margins (unicuco/margins.py); neither the plain surrogate nor domains can use them."""
     objectives: Form = "auto"
     """``mean``: size and the mean KL (the paper). ``domains``: size and the KL of every calibration domain, so that
@@ -60,9 +60,10 @@ class LearnerConfig(Config):
     surrogate: SurrogateConfig = SurrogateConfig()
     stratnet: StratNetConfig = StratNetConfig()
 
-    @property
-    def first_count(self) -> int:
-        wanted = self.first if self.first is not None else min(max(self.evaluations // 5, 8), 60)
+    def first_count(self, with_margins: bool) -> int:
+        """Evaluations before the first training; margins make some of them dearer, and more telling."""
+        price = 1 + MARGINS_COST * self.margins if with_margins else 1.0
+        wanted = self.first if self.first is not None else min(max(int(self.evaluations / 5 / price), 8), 60)
         return min(wanted, self.evaluations)
 
 
@@ -146,7 +147,8 @@ class Learner:
         self._generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
         self._net = StratNet(1 + max(len(self.domains), 1), space.num_sites, config.stratnet.width)
-        design = first_design(space, self._damage, config.first_count, config.kept_low, rng)
+        self._first_count = config.first_count(bool(self._margin_groups))
+        design = first_design(space, self._damage, self._first_count, config.kept_low, rng, not self._margin_groups)
         self._queue: deque[tuple[Proposal, float, float]] = deque((p, math.nan, math.nan) for p in design)
         self._spare = rng
 
@@ -201,7 +203,7 @@ class Learner:
             done, fresh = len(self._done), len(self._done) - self._trained_on
             if done < 2 or fresh == 0:
                 return False
-            enough = fresh >= self.config.batch and done >= self.config.first_count * 0.75
+            enough = fresh >= self.config.batch and done >= self._first_count * 0.75
             return enough or self._exhausted()
 
     def finished(self) -> bool:
@@ -280,7 +282,7 @@ class Learner:
         # The last few bases leave room for one more where the gap between them is widest.
         recent = [self.config.kept_low - 0.1, 1.05, *self._bases[-BASES_APART:]]
         gap = min(abs(kept - base) for base in recent)
-        if gap < (1 - self.config.kept_low) / (2 * (1 + min(len(self._bases), BASES_APART))):
+        if gap < (1 - self.config.kept_low) / (4 * (1 + min(len(self._bases), BASES_APART))):
             return -1
         self._bases.append(kept)
         return (len(self._bases) - 1) % self._margin_groups

@@ -16,7 +16,7 @@ from unicuco.errors import PolicyError
 from unicuco.objectives import front, join_preferences, site_shares, tchebycheff
 from unicuco.policy_parts import PolicyParts, load_parts, save_parts
 from unicuco.request import Answer, Promise, Request
-from unicuco.sampling import Z90, sampling_variance
+from unicuco.sampling import Z90, Sampling, sampling
 from unicuco.space import budgets_of
 from unicuco.surrogate import NOISE_FLOOR
 from unicuco.wishes import Wish, budget_of, read_wish
@@ -108,17 +108,18 @@ class Policy:
         ]
 
     def _predict(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean of log KL, and the deviation of a measurement on fresh windows around it."""
+        """Mean of log KL on fresh windows, and the deviation of a measurement there."""
         with torch.no_grad():
             mean, deviation = self.parts.surrogate.predict(torch.as_tensor(self.space.sparsities(levels)))
-        noise = self.parts.surrogate.noise_std**2 + np.interp(self.space.kept(levels), *self._sampling)
-        return mean.numpy(), np.sqrt(deviation.numpy() ** 2 + noise)
+        kept, (grid, fresh) = self.space.kept(levels), self._sampling
+        noise = self.parts.surrogate.noise_std**2 + np.interp(kept, grid, fresh.variance)
+        return mean.numpy() + np.interp(kept, grid, fresh.shift), np.sqrt(deviation.numpy() ** 2 + noise)
 
     @cached_property
-    def _sampling(self) -> tuple[np.ndarray, np.ndarray]:
-        """Kept shares (ascending) and the variance of log KL between draws of windows at each."""
+    def _sampling(self) -> tuple[np.ndarray, Sampling]:
+        """Kept shares (ascending), and how fresh windows differ from the search windows at each."""
         kept = np.linspace(0.0, 1.0, 101)
-        return kept, sampling_variance(self.parts.evaluations, kept)
+        return kept, sampling(self.parts.evaluations, kept)
 
     def _lay_front(self, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
         """StratNet's front for shares of the qualities: weight of size (ascending) and kept share, made monotone."""

@@ -113,11 +113,15 @@ class Preparation:
     def search_windows(self) -> Windows:
         return self._windows("search")
 
+    @cached_property
+    def margin_groups(self) -> int:
+        """Groups of windows that margins take turns on."""
+        return len(self._windows("margins").tokens) // len(self.search_windows.tokens)
+
     def margin_windows(self, group: int) -> Windows:
         """One group of the margin windows: per domain as many as there are search windows."""
-        calibration = self.config.calibration
-        found, each = self._windows("margins"), calibration.search_windows
-        place = np.arange(len(found.tokens)) % max(calibration.margin_windows, 1)  # within its domain
+        found, each = self._windows("margins"), self.config.calibration.search_windows
+        place = np.arange(len(found.tokens)) % max(self.margin_groups * each, 1)  # within its domain
         rows = place // each == group
         return Windows(found.tokens[rows], found.domain[rows], found.domains)
 

@@ -25,10 +25,16 @@ FANNED = 4
 
 
 def first_design(
-    space: SearchSpace, damage: np.ndarray | None, count: int, kept_low: float, rng: np.random.Generator
+    space: SearchSpace,
+    damage: np.ndarray | None,
+    count: int,
+    kept_low: float,
+    rng: np.random.Generator,
+    disturb: bool = True,
 ) -> list[Proposal]:
     """Strategies to begin with: uniform ladders, then the preparation's allocation with disturbed weights.
 
+    With ``disturb`` false the weights are left alone: margins tell what each is worth without it.
     Without a damage table (the paper's plain form): uniform ladders, then space-filling points.
     """
     proposals: list[Proposal] = [(uniform(space, k, True), "uniform") for k in LADDER if k >= kept_low]
@@ -43,7 +49,8 @@ def first_design(
         proposals += [(row, "random") for row in levels]
     elif rest:
         # The first quarter as it is; then weights disturbed more and more, to learn how far each is off.
-        spread = np.where(np.arange(rest) < rest // 4, 0.0, rng.choice([0.4, 0.8], size=rest))
+        untouched = np.arange(rest) < rest // 4 if disturb else np.full(rest, True)
+        spread = np.where(untouched, 0.0, rng.choice([0.4, 0.8], size=rest))
         weights = np.exp(rng.standard_normal((rest, space.num_sites)) * spread[:, None])
         levels = allocate(space, damage[None] * weights[:, :, None], budgets_of(space, sizes))
         proposals += [(row, "prior" if exact else "disturbed") for row, exact in zip(levels, spread == 0, strict=True)]

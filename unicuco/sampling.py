@@ -1,8 +1,9 @@
-"""How far the KL of one strategy varies between draws of windows: the part of an interval that no search can remove."""
+"""How KL on fresh windows differs from KL on the search windows: by how much on average, and how far by chance."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,25 +17,39 @@ NEAR = 0.08
 """Kept shares this far apart are still alike."""
 
 
-def sampling_variance(evaluations: Sequence[Evaluation], kept: np.ndarray) -> np.ndarray:
-    """Variance of log KL between one draw of windows and another of the same number, at each kept share (``n``).
+@dataclass(frozen=True)
+class Sampling:
+    """From log KL on the search windows to log KL on as many fresh ones, at each kept share (``n``).
 
-    Two sources. How KL differs between the search windows themselves: few windows, and all evaluations have the same
-    ones, so this is one estimate with one degree of freedom less than windows. And how KL on each group of margin
-    windows differs from KL on the search windows: a draw against a draw, one degree of freedom per group. Pooled by
-    their degrees of freedom, and widened as far as a t distribution is wider at 90 % than a normal one, for the
-    variance itself is guessed. Windows differ more, in proportion, where little is pruned: the first source has enough
-    evaluations of all sizes to say by how much.
+    Attributes:
+        shift: what to add: the search windows may be harder or easier than others.
+        variance: of a fresh draw around that, widened for what is itself guessed.
+    """
+
+    shift: np.ndarray
+    variance: np.ndarray
+
+
+def sampling(evaluations: Sequence[Evaluation], kept: np.ndarray) -> Sampling:
+    """Shift and variance at the kept shares ``kept`` (``n``); zeros where nothing tells.
+
+    Draws of windows are easier or harder by a factor, log-normal, and the search windows are one draw; each group of
+    margin windows is another, seen in what the same strategies have there. With G groups the search draw's own factor
+    is known up to a (G + 1)-th of the variance, and the variance itself from G degrees of freedom. How the search windows
+    differ among themselves adds as many degrees of freedom as there are windows, less one. The interval of a t
+    distribution is wider at 90 % than a normal one: so much is added. Windows differ more, in proportion, where little
+    is pruned: evaluations of all sizes say by how much.
     """
     kept = np.atleast_1d(np.asarray(kept, dtype=np.float64))
     seen = [e for e in evaluations if len(e.window_kl) > 1 and e.kl > ENOUGH_KL]
+    nothing = Sampling(np.zeros(len(kept)), np.zeros(len(kept)))
     if not seen:
-        return np.zeros(len(kept))
+        return nothing
     windows = len(seen[0].window_kl)
-    within = np.array([2 * np.var(e.window_kl, ddof=1) / windows / e.kl**2 for e in seen])
+    within = np.array([np.var(e.window_kl, ddof=1) / windows / e.kl**2 for e in seen])
     sizes, typical = np.array([e.kept for e in seen]), float(np.median(within))
     if typical <= 0:
-        return np.zeros(len(kept))
+        return nothing
 
     def shape(at: np.ndarray) -> np.ndarray:
         """Variance at these sizes, in units of the typical one."""
@@ -46,10 +61,12 @@ def sampling_variance(evaluations: Sequence[Evaluation], kept: np.ndarray) -> np
         if e.margin_group >= 0 and e.margins_kl > ENOUGH_KL:
             gap = float(np.log(e.margins_kl / e.kl) / np.sqrt(shape(np.array([e.kept]))[0]))
             groups.setdefault(e.margin_group, []).append(gap)
-    between = [float(np.mean(gaps)) ** 2 for gaps in groups.values()]
-    freedom = windows - 1 + len(between)
-    pooled = (typical * (windows - 1) + sum(between)) / freedom
-    return pooled * (_t90(freedom) / Z90) ** 2 * shape(kept)
+    draws = np.array([0.0, *(float(np.mean(gaps)) for gaps in groups.values())])  # the search windows' own gap is 0
+    freedom = windows - 1 + len(groups)
+    pooled = (typical * (windows - 1) + float(((draws - draws.mean()) ** 2).sum())) / freedom
+    widened = pooled * (1 + 1 / len(draws)) * (_t90(freedom) / Z90) ** 2
+    at = shape(kept)
+    return Sampling(draws.mean() * np.sqrt(at), widened * at)
 
 
 def _t90(freedom: int) -> float:

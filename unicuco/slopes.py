@@ -24,6 +24,7 @@ class Slopes:
         x_up, x_down, x_base: sparsities (``n x num_sites``); ``x_up`` prunes more than ``x_base``, ``x_down`` less.
         rise: log KL(x_up) − log KL(x_down), to first order around ``x_base`` (``n``).
         group: slopes of one base and one kind of site have the same number (``n``): they share an unknown scale.
+        windows: the margin windows that each was measured on (``n``).
     """
 
     x_up: Tensor
@@ -31,6 +32,7 @@ class Slopes:
     x_base: Tensor
     rise: Tensor
     group: Tensor
+    windows: Tensor
 
     @property
     def site(self) -> Tensor:
@@ -52,6 +54,7 @@ def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation]) -> Slopes
     base: list[np.ndarray] = []
     rise: list[float] = []
     group: list[int] = []
+    windows: list[int] = []
     kinds = sorted({site.kind for site in space.sites})
     for number, evaluation in enumerate(evaluations):
         if not evaluation.margins or not evaluation.margins_kl > 0:
@@ -69,6 +72,7 @@ def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation]) -> Slopes
                 rows.append(moved)
             base.append(sparsity)
             group.append(number * len(kinds) + kinds.index(space.sites[site].kind))
+            windows.append(evaluation.margin_group)
             rise.append((change[site, more] - change[site, less]) / evaluation.margins_kl)
     shape = (len(rise), space.num_sites)
     return Slopes(
@@ -77,4 +81,5 @@ def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation]) -> Slopes
         torch.as_tensor(np.array(base).reshape(shape)),
         torch.as_tensor(np.array(rise, dtype=np.float64)),
         torch.as_tensor(np.array(group, dtype=np.int64)),
+        torch.as_tensor(np.array(windows, dtype=np.int64)),
     )

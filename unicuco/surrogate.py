@@ -25,10 +25,14 @@ from unicuco.space import SearchSpace
 
 NOISE_FLOOR = 1e-4
 """Added to a KL before its logarithm: differences below it are noise."""
-SLOPE_ERROR, SLOPE_FLOOR = 0.4, 0.002
+WINDOW_LUCK = 0.35
+"""How far a site's weight on one draw of windows is from its weight on all text, in logs."""
+SLOPE_ERROR, SLOPE_FLOOR = 0.15, 0.002
 """What a slope may be off by on its own: a share of what the damages promise, and at least this much in log KL."""
-SLOPE_SCALE, SLOPE_SITE = 0.5, 0.4
+SLOPE_SCALE, SLOPE_SITE = 0.3, 0.15
 """What slopes may be off by together, as shares: those of one base and kind of site, and those of one site."""
+SLOPE_BEND = 0.6
+"""Share of the second-order terms that they may be off by: a large step is not a slope."""
 MIDDLE_SIZES = (0.5, 0.7, 0.9)
 """Kept shares whose mean weights the model is linearised at."""
 
@@ -125,6 +129,7 @@ class Surrogate:
         self._x = model.train_inputs[0]
         noise = model.likelihood.noise.detach().squeeze()
         covariance = model.covar_module(self._x).to_dense() + noise * torch.eye(len(self._x), dtype=torch.float64)
+        covariance = covariance + self._luck()
         gap = model.train_targets - model.mean_module(self._x)
         if self._slopes is not None:
             shared = self.damage_model
@@ -136,16 +141,32 @@ class Surrogate:
             own = self._variance * drift(self._steps_kept, self._steps_kept)
             own = own * (self._steps @ shared.neighbours @ self._steps.T)
             # A base's slopes may all be off by one factor, and a site's at all bases; their number does not help.
-            group, site = self._slopes.group, self._slopes.site
-            alike = SLOPE_SCALE**2 * (group[:, None] == group[None]) + SLOPE_SITE**2 * (site[:, None] == site[None])
+            group, site, windows = self._slopes.group, self._slopes.site, self._slopes.windows
+            bend, same_site = self._bend(), site[:, None] == site[None]
+            alike = SLOPE_SCALE**2 * (group[:, None] == group[None]) + SLOPE_SITE**2 * same_site
+            alike = alike + WINDOW_LUCK**2 * (same_site & (windows[:, None] == windows[None]))
             error = alike * promised[:, None] * promised[None]
-            error = error + ((SLOPE_ERROR * promised).square() + SLOPE_FLOOR**2).diag()
+            own_error = (SLOPE_ERROR * promised).square() + (SLOPE_BEND * bend).square() + SLOPE_FLOOR**2
+            error = error + own_error.diag()
             across = self._to_slopes(self._x)
             covariance = torch.cat([torch.cat([covariance, across], 1), torch.cat([across.T, own + error], 1)])
-            gap = torch.cat([gap, self._slopes.rise + self._bend() - promised])
+            gap = torch.cat([gap, self._slopes.rise + bend - promised])
         self._factor = torch.linalg.cholesky(covariance)
         self._alpha = torch.cholesky_solve(gap[:, None], self._factor)[:, 0]
         self._noise = noise
+
+    def _luck(self) -> Tensor | float:
+        """What evaluations have in common because all run on the same few windows, and no other text shares with them.
+
+        Their sites' weights differ from those on all text. Without this term, hundreds of evaluations would teach the
+        peculiarities of those windows, and answers would be made for them. Only slopes, measured on other windows, can
+        tell the two apart: without any, all is taken for weight.
+        """
+        shared = self.damage_model
+        if shared is None or self._slopes is None:
+            return 0.0
+        shares = shared.shares(self._x)
+        return WINDOW_LUCK**2 * shares @ shares.T
 
     def _bend(self) -> Tensor:
         """What the second-order terms of both sides add to each slope, in log KL (unicuco/margins.py)."""
@@ -196,7 +217,7 @@ class Surrogate:
         shared.log_weight.copy_(self.log_weights(torch.tensor(MIDDLE_SIZES, dtype=torch.float64)).mean(0))
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior of log KL on the search windows, differentiable in ``x``.
+        """Posterior of log KL, differentiable in ``x``; the sites' weights are those on all text.
 
         Args:
             x: ``n x num_sites`` sparsities, float64.
@@ -266,7 +287,7 @@ class Surrogate:
         surrogate._shift, surrogate._scale = shift, scale
         if "slopes.rise" in state:
             surrogate._slopes = Slopes(
-                **{name: state[f"slopes.{name}"] for name in ("x_up", "x_down", "x_base", "rise", "group")}
+                **{name: state[f"slopes.{name}"] for name in ("x_up", "x_down", "x_base", "rise", "group", "windows")}
             )
         surrogate._cache()
         return surrogate

@@ -329,4 +329,4 @@ def test_optimism_and_sizes_stay_within_their_limits() -> None:
     for wrong in ({"evaluations": 3}, {"kept_low": 0.0}, {"kept_low": 0.99}, {"batch": 0}, {"optimism": -1}, {"x": 1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             LearnerConfig.model_validate(wrong)
-    assert LearnerConfig(evaluations=10).first_count <= 10
+    assert LearnerConfig(evaluations=10).first_count(True) <= 10

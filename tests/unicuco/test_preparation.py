@@ -116,7 +116,7 @@ def test_margin_windows_come_in_groups_of_every_domain(load: Load, text_file: Pa
     other = tiny.write_text(tmp_path / "other.txt", seed=9)
     config = tiny.preparation_config(text_file, other, margin_windows=10)  # two groups of four, two windows over
     found = prepare(load("llama"), tiny.tokenizer(), config, root=tmp_path)
-    assert config.calibration.margin_groups == 2
+    assert found.margin_groups == 2
     rows: set[bytes] = {row.tobytes() for row in found.search_windows.tokens}
     for group in range(2):
         windows = found.margin_windows(group)

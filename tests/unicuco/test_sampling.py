@@ -10,7 +10,7 @@ from scipy.stats import t
 
 from tests.unicuco.synthetic import KnownDamage, make_space
 from unicuco.evaluations import Candidate, Evaluation
-from unicuco.sampling import Z90, _t90, sampling_variance
+from unicuco.sampling import Z90, _t90, sampling
 
 MODEL = KnownDamage(make_space(2), seed=0)
 SIGMA = 0.3
@@ -40,20 +40,35 @@ def evaluations(rng: np.random.Generator, windows: int, groups: int, bases: int 
     return found
 
 
-@pytest.mark.parametrize(("windows", "groups"), [(4, 4), (4, 0), (8, 2)])
+@pytest.mark.parametrize(("windows", "groups"), [(4, 4), (4, 0), (8, 2), (4, 24)])
 def test_intervals_made_of_it_hold_as_often_as_they_say(windows: int, groups: int) -> None:
     rng = np.random.default_rng(0)
     inside = []
     for _ in range(3000):
         done = evaluations(rng, windows, groups)
         fresh = np.exp(rng.normal(0, SIGMA, windows)).mean()
-        gap = np.log(fresh) - np.log(np.mean(done[0].window_kl) / 0.1)
-        inside.append(abs(gap) <= Z90 * np.sqrt(sampling_variance(done, np.array([0.7]))[0]))
+        found = sampling(done, np.array([0.7]))
+        gap = np.log(fresh) - np.log(np.mean(done[0].window_kl) / 0.1) - found.shift[0]
+        inside.append(abs(gap) <= Z90 * np.sqrt(found.variance[0]))
     assert 0.86 < np.mean(inside) < 0.94
 
 
 def test_nothing_is_known_from_nothing() -> None:
-    assert (sampling_variance([], np.array([0.5, 0.9])) == 0).all()
+    found = sampling([], np.array([0.5, 0.9]))
+    assert (found.variance == 0).all() and (found.shift == 0).all()
+
+
+def test_many_groups_tell_how_hard_the_search_windows_are() -> None:
+    """And then the interval is that of a fresh draw alone, half the variance of a draw against a draw."""
+    rng, left, widths = np.random.default_rng(1), [], []
+    for _ in range(200):
+        done = evaluations(rng, windows=4, groups=24)
+        found = sampling(done, np.array([0.7]))
+        hard = np.log(np.mean(done[0].window_kl) / 0.1)
+        left.append(hard + found.shift[0])
+        widths.append(found.variance[0])
+    assert np.std(left) < 0.4 * SIGMA / 2
+    assert np.mean(widths) < 1.4 * SIGMA**2 / 4
 
 
 def test_it_grows_where_windows_differ_more() -> None:
@@ -63,7 +78,7 @@ def test_it_grows_where_windows_differ_more() -> None:
     for i, kept in enumerate(np.linspace(0.4, 1.0, 61)):
         factors = 1 + (0.2 if kept > 0.8 else 0.1) * np.array([-1.0, -0.5, 0.5, 1.0])
         found.append(replace(plain, eval_id=str(i), kept=float(kept), kl=0.5, window_kl=tuple(0.5 * factors)))
-    small, large = np.sqrt(sampling_variance(found, np.array([0.5, 0.95])))
+    small, large = np.sqrt(sampling(found, np.array([0.5, 0.95])).variance)
     assert large / small == pytest.approx(2, rel=0.05)
 
 
