@@ -286,6 +286,6 @@ def open_learner(preparation: Path, evaluations: Path, config: Any, provenance: 
     from unicuco.preparation import Preparation
 
     prepared = Preparation.open(preparation)
-    return Learner(
-        prepared.space, prepared.damage, config, EvaluationLog(evaluations), provenance, prepared.margin_groups
-    )
+    domains = [domain.name for domain in prepared.config.calibration.domains]
+    log = EvaluationLog(evaluations)
+    return Learner(prepared.space, prepared.damage, config, log, provenance, prepared.margin_groups, domains)

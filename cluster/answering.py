@@ -10,7 +10,7 @@ from rich.table import Table
 
 from unicuco.errors import RequestError
 from unicuco.policy import Policy
-from unicuco.request import Answer, Request, make_request, read_requests
+from unicuco.request import Answer, Promise, Request, make_request, read_requests
 from unicuco.storage import atomic_file
 
 
@@ -54,6 +54,9 @@ def _table(answers: list[Answer]) -> Table:
     table.add_column("request")
     for name in ("kept", "ratio", "MB", "KL", "90 %"):
         table.add_column(name, justify="right", no_wrap=True)
+    domains = list(dict.fromkeys(name for answer in answers for name in answer.domains))
+    for name in domains:
+        table.add_column(f"KL {name}", justify="right")
     table.add_column("from")
     for answer in answers:
         table.add_row(
@@ -63,22 +66,28 @@ def _table(answers: list[Answer]) -> Table:
             f"{answer.bytes / 1e6:.0f}",
             f"{answer.kl:.3f}",
             f"{answer.kl_low:.3f}-{answer.kl_high:.3f}",
+            *(interval(answer.domains[name]) for name in domains),
             answer.origin if answer.feasible else "nearest",
         )
     return table
 
 
+def interval(promise: Promise) -> str:
+    """A predicted KL with its 90 % interval."""
+    return f"{promise.kl:.3f} ({promise.kl_low:.3f}-{promise.kl_high:.3f})"
+
+
 def describe(request: Request) -> str:
     """A request in a few words."""
-    parts = [
-        f"{name} {value:,}" if name in ("params", "bytes") else f"{name} {value:g}" for name, value in _bounds(request)
-    ]
+    names = ("kept", "ratio", "params", "bytes", "max_kl")
+    given = [(name, getattr(request, name)) for name in names if getattr(request, name) is not None]
+    parts = [f"{name} {value:,}" if name in ("params", "bytes") else f"{name} {_short(value)}" for name, value in given]
     if request.preference is not None:
-        size, quality = request.preference
-        parts.insert(0, f"preference {size:g},{quality:g}")
+        parts.insert(0, f"preference {_short(request.preference)}")
     return ", ".join(parts)
 
 
-def _bounds(request: Request) -> list[tuple[str, float]]:
-    names = ("kept", "ratio", "params", "bytes", "max_kl")
-    return [(name, getattr(request, name)) for name in names if getattr(request, name) is not None]
+def _short(value: float | tuple[float, ...] | dict[str, float]) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={number:g}" for name, number in value.items())
+    return ",".join(f"{number:g}" for number in (value if isinstance(value, tuple) else (value,)))

@@ -30,8 +30,12 @@ Kept = Annotated[float | None, typer.Option(help="Largest share of the blocks' p
 Ratio = Annotated[float | None, typer.Option(help="Largest share of all parameters, 0 to 1.")]
 Params = Annotated[int | None, typer.Option(help="Largest number of parameters.")]
 Bytes = Annotated[int | None, typer.Option("--bytes", help="Largest size of the stored weights, in bytes.")]
-MaxKl = Annotated[float | None, typer.Option(help="Largest KL from the dense model, nats per token.")]
-Preference = Annotated[str | None, typer.Option(help="Weights of size and quality loss, e.g. 0.3,0.7.")]
+MaxKl = Annotated[
+    str | None, typer.Option(help="Largest KL from the dense model, nats per token; or per domain: code=0.1,prose=0.4.")
+]
+Preference = Annotated[
+    str | None, typer.Option(help="Weights of size and quality loss: 0.3,0.7; or by name: code=0.8,prose=0.2.")
+]
 Dtype = Annotated[str, typer.Option(help="'bfloat16' or 'float32'.")]
 Device = Annotated[str, typer.Option(help="'cpu', 'cuda' or 'cuda:N'.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Torch threads on a CPU.")]
@@ -52,6 +56,8 @@ def answer(
     """Answers requests: which strategy, how large exactly, and what quality to expect.
 
     Example: unicuco answer runs/first --kept 0.7
+
+    Example: unicuco answer runs/first --kept 0.7 --preference code=0.8,prose=0.2
 
     Example: unicuco answer runs/first --requests examples/requests.jsonl --output answers.jsonl
     """
@@ -132,15 +138,23 @@ def _asked(
     ratio: float | None,
     params: int | None,
     max_bytes: int | None,
-    max_kl: float | None,
+    max_kl: str | None,
     preference: str | None,
 ) -> dict[str, object]:
     """The request that the options make, still unchecked."""
-    values = {"kept": kept, "ratio": ratio, "params": params, "bytes": max_bytes, "max_kl": max_kl}
+    values = {"kept": kept, "ratio": ratio, "params": params, "bytes": max_bytes}
     asked: dict[str, object] = {name: value for name, value in values.items() if value is not None}
+    if max_kl is not None:
+        asked["max_kl"] = _by_name(max_kl) if "=" in max_kl else max_kl
     if preference is not None:
-        asked["preference"] = preference.split(",")
+        asked["preference"] = _by_name(preference) if "=" in preference else preference.split(",")
     return asked
+
+
+def _by_name(text: str) -> dict[str, str]:
+    """``code=0.8,prose=0.2`` as a mapping; a part without a number is left for the request to refuse."""
+    parts = [part.partition("=") for part in text.split(",")]
+    return {name.strip(): value for name, _, value in parts}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import cast
 from pydantic import ValidationError
 from rich.console import Console
 
-from cluster.answering import describe
+from cluster.answering import describe, interval
 from cluster.progress import stages
 from unicuco.checkpoint import LAYOUTS, Layout
 from unicuco.errors import CheckpointError, RequestError
@@ -61,6 +61,7 @@ def run_prune(
         f"kept {size.kept:.3f}, ratio {size.ratio:.3f}",
         f"predicted   KL {answer.kl:.3f} ({answer.kl_low:.3f}-{answer.kl_high:.3f})",
     ]
+    lines += [f"  {name:<10}KL {interval(promise)}" for name, promise in answer.domains.items()]
     if done.measured:
         m = done.measured
         lines.append(f"measured    KL {m.kl:.3f}, perplexity {m.perplexity:.2f} on {m.tokens:,} fresh tokens")

@@ -59,6 +59,9 @@ def train_command(
     calibration_windows: Annotated[int | None, typer.Option(help="Windows per domain for the preparation.")] = None,
     search_windows: Annotated[int | None, typer.Option(help="Windows per domain for every evaluation.")] = None,
     calibration_seed: Annotated[int | None, typer.Option(help="Seed that picks the windows.")] = None,
+    objectives: Annotated[
+        str | None, typer.Option(help="'mean' KL over the domains, 'domains' one by one, or 'auto'.")
+    ] = None,
     space: Annotated[
         str | None,
         typer.Option(
@@ -113,6 +116,7 @@ def config_values(given: dict[str, Any]) -> dict[str, Any]:
         "run": ("run",),
         "evaluations": ("learner", "evaluations"),
         "seed": ("learner", "seed"),
+        "objectives": ("learner", "objectives"),
         "window_length": ("preparation", "calibration", "window_length"),
         "calibration_windows": ("preparation", "calibration", "calibration_windows"),
         "search_windows": ("preparation", "calibration", "search_windows"),

@@ -21,6 +21,8 @@ from unicuco.errors import CalibrationError
 Role = Literal["calibration", "search", "margins", "heldout"]
 MARGIN_SHARE = 3
 """Margins take one window in so many of a text at most: what is left must do for the other roles."""
+RESERVED = ("size", "latency", "mean")
+"""Names that preferences give to other objectives than one of several domains."""
 CHARS_PER_TOKEN = 8  # a window is cut from this many characters per token; English has 4 to 5, so nearly all suffice
 
 
@@ -71,6 +73,8 @@ class CalibrationConfig(BaseModel):
         names = [domain.name for domain in domains]
         if not names or len(set(names)) != len(names):
             raise ValueError("name every calibration domain once: name=source")
+        if len(names) > 1 and set(names) & set(RESERVED):
+            raise ValueError(f"no domain can be called {', '.join(RESERVED)}: requests mean something else by these")
         return domains
 
 

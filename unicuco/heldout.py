@@ -13,7 +13,7 @@ from unicuco.evaluator import Evaluator, EvaluatorConfig, Measurement
 from unicuco.models.load import load_tokenizer
 from unicuco.policy import Policy
 from unicuco.preparation import Progress
-from unicuco.request import Request
+from unicuco.request import Answer, Request
 
 WINDOWS = 16
 """Fresh windows per domain."""
@@ -31,7 +31,8 @@ def measure_heldout(
     """Measures the policy's answers and both uniform forms at ``sizes`` that the space can reach, on fresh windows.
 
     Returns:
-        one row per size; ``kl_uniform_heldout`` is the better of the two forms.
+        one row per size; ``kl_uniform_heldout`` is the better of the two forms. ``domains`` has the same figures for
+        every calibration domain where there are several, predictions where the policy has any for them.
     """
     report = progress or (lambda stage, done, total: None)
     policy = Policy.load(policy_folder)
@@ -62,10 +63,24 @@ def measure_heldout(
                 "kl_uniform_heldout": rivals[best].kl,
                 "uniform_form": best,
                 "tokens_heldout": fresh.tokens,
+                "domains": _by_domain(heldout, answer, fresh, rivals[best]),
             }
         )
         report("measuring answers on fresh text", i + 1, len(sizes))
     return rows
+
+
+def _by_domain(
+    heldout: Evaluator, answer: Answer, fresh: Measurement, uniform: Measurement
+) -> dict[str, dict[str, float]]:
+    names = heldout.windows.domains
+    found = {}
+    for d, name in enumerate(names if len(names) > 1 else ()):
+        found[name] = {"kl_heldout": fresh.domain_kl[d], "kl_uniform_heldout": uniform.domain_kl[d]}
+        if name in answer.domains:
+            promise = answer.domains[name]
+            found[name] |= {"kl_predicted": promise.kl, "kl_low": promise.kl_low, "kl_high": promise.kl_high}
+    return found
 
 
 def open_heldout(search: Evaluator, windows: int) -> Evaluator:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from unicuco.measured_front import MeasuredFront
 from unicuco.policy import Policy
 from unicuco.policy_parts import PolicyParts
 from unicuco.proposals import Proposal, first_design, improvise, strategy_key
+from unicuco.qualities import Form, objective_domains
 from unicuco.refit import Queue, propose, refit
 from unicuco.space import SearchSpace
 from unicuco.stratnet import StratNet, StratNetConfig
@@ -48,7 +50,10 @@ class LearnerConfig(Config):
     kept_low: float = Field(default=0.4, gt=0, lt=0.97)
     """The smallest share of the blocks' parameters that the search covers."""
     margins: float = Field(default=0.75, ge=0, le=0.75)
-    """Share of the budget for margins (unicuco/margins.py); the plain surrogate and depth spaces cannot use them."""
+    """Share of the budget for margins (unicuco/margins.py); of no use to the plain surrogate, depth spaces, domains."""
+    objectives: Form = "auto"
+    """``mean``: size and the mean KL (the paper). ``domains``: size and the KL of every calibration domain, so that
+    requests can prefer one to another. ``auto``: ``domains`` where there are two to four, else ``mean``."""
     optimism: float = Field(default=1.0, ge=0)
     """β of μ − βσ for proposing."""
     seed: int = Field(default=0, ge=0)
@@ -79,7 +84,8 @@ class LearnerStatus:
     Attributes:
         spent: of the budget by what is done or failed, in standard evaluations.
         front: (kept, KL) of the measured non-dominated strategies, by size.
-        hypervolume: of (kept, log KL), reference (1, log KL of uniform at kept 0.5); 0 before that is known.
+        hypervolume: of (kept, log KL), reference (1, log KL of uniform at kept 0.5); 0 before that is known. Of the
+            mean KL, also where domains are objectives, so that runs of both forms can be compared.
     """
 
     submitted: int
@@ -106,9 +112,11 @@ class Learner:
         log: EvaluationLog,
         provenance: dict[str, Any] | None = None,
         margin_groups: int = 0,
+        domains: Sequence[str] = (),
     ) -> None:
         """
         Args:
+            domains: names of the calibration domains; the configuration says whether each is an objective.
             margin_groups: groups of windows that margins take turns on; 0: none are asked for.
             damage: the preparation's table (``num_sites x max_levels``); unused by the plain surrogate.
             provenance: what the policy says of its origin (model, preparation, calibration, versions).
@@ -123,8 +131,10 @@ class Learner:
         self.space, self.config, self.log = space, config, log
         # A small space may hold fewer strategies than the budget; none is proposed twice.
         self._most = math.prod(int(n) for n in space.num_levels)
+        self.domains = objective_domains(config.objectives, domains)
+        """The domains that are objectives of their own."""
         # A site that is kept or dropped has a level on one side only: margins would teach nothing of it.
-        useless = plain or space.is_binary or config.margins == 0
+        useless = plain or space.is_binary or bool(self.domains) or config.margins == 0
         self._margin_groups = 0 if useless else margin_groups
         self.provenance = provenance or {}
         self._damage = None if plain else damage
@@ -144,7 +154,8 @@ class Learner:
         rng = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
-        self._net = StratNet(2, space.num_sites, config.stratnet.width, torch.as_tensor(space.deepest))
+        deepest = torch.as_tensor(space.deepest)
+        self._net = StratNet(1 + max(len(self.domains), 1), space.num_sites, config.stratnet.width, deepest)
         self._first_count = config.first_count(bool(self._margin_groups))
         singles = space.num_sites + 2  # every drop alone, where that is affordable
         if space.is_binary and not plain and config.first is None and singles <= 0.85 * config.evaluations:
@@ -300,11 +311,13 @@ class Learner:
         if final:
             settings = settings.model_copy(update={"steps": settings.steps * 3})
         config, low = self.config, self.config.kept_low
-        found = refit(self.space, self._damage, config.surrogate, settings, self._net, low, done, self._generator)
+        found = refit(
+            self.space, self._damage, config.surrogate, settings, self._net, low, done, self._generator, self.domains
+        )
         queue: Queue = deque()
         if not final:
             count = 3 * config.batch
-            queue = propose(self.space, found, low, config.optimism, count, done, pending, taken, self._generator)
+            queue = propose(self.space, found, config.optimism, count, done, pending, taken, self._generator)
         with self._lock:
             self._net = found.net
             self._version += 1
@@ -312,7 +325,14 @@ class Learner:
             first = [entry for entry in self._queue if math.isnan(entry[1])] if not final else []
             self._queue = deque(first) + queue  # what is left of the first design still goes first
             self._parts = PolicyParts(
-                self.space, self._damage, found.surrogate, found.net, found.scale, tuple(done), self._version
+                self.space,
+                self._damage,
+                found.surrogate,
+                found.net,
+                found.scale,
+                tuple(done),
+                self._version,
+                domains=found.qualities if self.domains else None,
             )
             return TrainReport(self._version, len(done), found.loss, found.surrogate.noise_std)
 

@@ -1,32 +1,53 @@
-"""Objectives of a search, all minimised: size (exact) and log KL (from the surrogate), on a common scale from 0 to 1.
+"""Objectives of a search, all minimised: size (exact) and log KLs (from surrogates), on a common scale from 0 to 1.
 
-Both are scaled so that the front runs from about (1, 0) to (0, 1): without that, useful preferences crowd at one end,
-because KL spans orders of magnitude (methods of UniCuCo leave the scaling open; reconstructed).
+There is one quality, the mean KL (the paper), or one per calibration domain. All are scaled so that the front runs from
+about (1, 0) to (0, 1): without that, useful preferences crowd at one end, because KL spans orders of magnitude (methods
+of UniCuCo leave the scaling open; reconstructed).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from unicuco.space import SearchSpace
 
+DIRECTIONS = 4096
+"""Directions in which hypervolume is measured where there are more than two objectives."""
+
 
 @dataclass(frozen=True)
 class Scale:
-    """Where 0 and 1 lie: sizes from ``kept_low`` to 1, log KL from ``log_kl_low`` to ``log_kl_high``."""
+    """Where 0 and 1 lie: sizes from ``kept_low`` to 1, each log KL from its ``log_kl_low`` to its ``log_kl_high``."""
 
     kept_low: float
-    log_kl_low: float
-    log_kl_high: float
+    log_kl_low: tuple[float, ...]
+    log_kl_high: tuple[float, ...]
+
+    @property
+    def num_qualities(self) -> int:
+        return len(self.log_kl_low)
+
+    @property
+    def ranges(self) -> np.ndarray:
+        """``log_kl_high - log_kl_low`` (``num_qualities``)."""
+        return np.subtract(self.log_kl_high, self.log_kl_low)
 
     def size(self, kept: Tensor) -> Tensor:
         return (kept - self.kept_low) / (1 - self.kept_low)
 
     def quality(self, log_kl: Tensor) -> Tensor:
-        return (log_kl - self.log_kl_low) / (self.log_kl_high - self.log_kl_low)
+        """``n x num_qualities`` log KLs, scaled."""
+        low, high = (torch.tensor(ends, dtype=torch.float64) for ends in (self.log_kl_low, self.log_kl_high))
+        return (log_kl - low) / (high - low)
+
+    def values(self, kept: Tensor, log_kl: Tensor) -> Tensor:
+        """Scaled objectives (``n x num_objectives``), size first, from ``n`` and ``n x num_qualities``."""
+        return torch.cat([self.size(kept)[:, None], self.quality(log_kl)], dim=-1)
 
 
 def site_shares(space: SearchSpace) -> np.ndarray:
@@ -35,13 +56,27 @@ def site_shares(space: SearchSpace) -> np.ndarray:
 
 
 def tchebycheff(preference: Tensor, values: Tensor, tie_breaker: float) -> Tensor:
-    """Weighted Tchebycheff with a small sum: maxᵢ λᵢ fᵢ + ρ Σ λᵢ fᵢ (``n``), ideal point at 0 (UniCuCo, section 3).
+    """Weighted Tchebycheff of size against quality, with a small sum (``n``), ideal point at 0.
+
+    With one quality it is the paper's maxᵢ λᵢ fᵢ + ρ Σ λᵢ fᵢ (UniCuCo, section 3). Several qualities enter the maximum
+    as one, their sum Σ_d λ_d f_d: KLs of domains rise and fall together, so a maximum over all of them would see one
+    domain alone for nearly every preference (docs/decisions.md).
 
     Args:
-        preference, values: ``n x num_objectives``.
+        preference, values: ``n x num_objectives``, size first.
     """
     weighted = preference * values
-    return weighted.amax(dim=-1) + tie_breaker * weighted.sum(dim=-1)
+    sides = torch.stack([weighted[..., 0], weighted[..., 1:].sum(dim=-1)], dim=-1)
+    return sides.amax(dim=-1) + tie_breaker * weighted.sum(dim=-1)
+
+
+def join_preferences(size_weight: Tensor, shares: Tensor) -> Tensor:
+    """Preferences (``n x num_objectives``) from the weight of size (``n``) and the qualities' shares of the rest.
+
+    Args:
+        shares: ``n x num_qualities``, each row adds up to 1.
+    """
+    return torch.cat([size_weight[:, None], (1 - size_weight)[:, None] * shares], dim=-1)
 
 
 def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
@@ -67,13 +102,19 @@ def front(points: np.ndarray) -> np.ndarray:
 
 
 def greedy_hypervolume(
-    candidates: np.ndarray, known: np.ndarray, reference: tuple[float, float], count: int
+    candidates: np.ndarray, known: np.ndarray, reference: tuple[float, ...], count: int
 ) -> list[int]:
     """Indices of ``count`` candidates, each adding most hypervolume given ``known`` and those chosen before.
 
+    Exact for two objectives. For more, the hypervolume is a mean over fixed random directions of how far below the
+    reference the points reach, to the power of the number of objectives (Deng and Zhang, 2019): its cost does not grow
+    with the number of boxes between points, of which botorch's exact partitioning needs thousands at four objectives.
+
     Args:
-        candidates: ``n x 2`` (optimistic) objective values; known: ``m x 2`` measured or pending ones.
+        candidates: ``n x num_objectives`` (optimistic) values; known: ``m x num_objectives`` measured or pending ones.
     """
+    if candidates.shape[1] > 2:
+        return _greedy_in_directions(candidates, known, np.asarray(reference), count)
     chosen: list[int] = []
     points = known
     for _ in range(min(count, len(candidates))):
@@ -87,7 +128,42 @@ def greedy_hypervolume(
     return chosen
 
 
-def _gains(candidates: np.ndarray, points: np.ndarray, reference: tuple[float, float]) -> np.ndarray:
+def _greedy_in_directions(candidates: np.ndarray, known: np.ndarray, reference: np.ndarray, count: int) -> list[int]:
+    both = np.vstack([candidates, known])
+    inside = np.all(both < reference, axis=1)
+    if not inside.any():
+        return []
+    room = reference - both[inside].min(axis=0)  # all objectives on one scale, so that directions see all of them
+    reach = directed_hypervolume((reference - both) / room * inside[:, None])
+    best = reach[len(candidates) :].max(axis=0, initial=0.0)
+    chosen: list[int] = []
+    for _ in range(min(count, len(candidates))):
+        gains = (reach[: len(candidates)] - best).clip(0).mean(axis=1)
+        gains[chosen] = 0.0
+        index = int(gains.argmax())
+        if not gains[index] > 0:
+            break
+        chosen.append(index)
+        best = np.maximum(best, reach[index])
+    return chosen
+
+
+def directed_hypervolume(height: np.ndarray, count: int = DIRECTIONS) -> np.ndarray:
+    """Hypervolume as seen in ``count`` directions (``n x count``): the maximum over points, averaged, is theirs.
+
+    Args:
+        height: ``n x num_objectives`` distances below the reference; not positive (or not a number): nothing dominated.
+    """
+    dimensions = height.shape[1]
+    drawn = np.abs(np.random.default_rng(0).standard_normal((count, dimensions)))
+    directions = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    height = np.where(height > 0, height, 0.0)
+    reach = (height[:, None, :] / directions[None]).min(axis=2)
+    ball = math.pi ** (dimensions / 2) / (2**dimensions * math.gamma(dimensions / 2 + 1))  # its part with all signs +
+    return ball * reach**dimensions
+
+
+def _gains(candidates: np.ndarray, points: np.ndarray, reference: tuple[float, ...]) -> np.ndarray:
     """Hypervolume that each candidate alone would add (``n``), in one sweep over the front's steps."""
     inside = points[(points < np.asarray(reference)).all(axis=1)]
     steps = inside[front(inside)] if len(inside) else np.empty((0, 2))

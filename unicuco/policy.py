@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from botorch.utils.multi_objective.pareto import is_non_dominated
 
+from unicuco.answers import compose
+from unicuco.domains import DomainPromises, tried_shares
 from unicuco.errors import PolicyError
-from unicuco.objectives import front, site_shares, tchebycheff
+from unicuco.objectives import front, join_preferences, site_shares, tchebycheff
 from unicuco.policy_parts import PolicyParts, load_parts, save_parts
-from unicuco.request import Answer, Request
+from unicuco.request import Answer, Promise, Request
 from unicuco.sampling import Z90, Sampling, sampling
-from unicuco.space import Size, budgets_of
+from unicuco.space import budgets_of
 from unicuco.surrogate import NOISE_FLOOR
+from unicuco.wishes import Wish, budget_of, read_wish
 
-GRID = 256
-"""Preferences at which StratNet's front is laid out once, to answer bounds by look-up."""
+GRID, COARSE = 256, 64
+"""Preferences at which StratNet's front is laid out, to answer bounds by look-up: once, or once for each shares of the
+domains that somebody asks for."""
+REMEMBERED = 64
+"""Shares of the domains whose fronts are remembered."""
 BYTES_PER_PARAM = 2
 
 
@@ -30,7 +35,15 @@ class Policy:
     def __init__(self, parts: PolicyParts) -> None:
         self.parts = parts
         self.space, self.scale = parts.space, parts.scale
+        self.qualities = parts.qualities
         self._shares = torch.as_tensor(site_shares(self.space))
+        self._front = lru_cache(REMEMBERED)(self._lay_front)
+        self._ladder = lru_cache(REMEMBERED)(self._lay_ladder)
+
+    @cached_property
+    def domains(self) -> tuple[str, ...]:
+        """The calibration domains, whether or not each is an objective."""
+        return next((e.domains for e in self.parts.evaluations if e.domains), ())
 
     # -- answering ------------------------------------------------------------------------------------------------
 
@@ -43,29 +56,56 @@ class Policy:
 
         Every feasible answer is within all size bounds. A request that no strategy can meet comes back with
         ``feasible`` false and the nearest strategy there is.
+
+        Raises:
+            RequestError: a request names an objective or a domain that this policy does not have.
         """
         if not requests:
             return []
-        budgets = np.array([self._budget(request, bytes_per_param) for request in requests])
+        wanted = [read_wish(request, self.qualities.names, self.domains) for request in requests]
+        budgets = np.array([budget_of(request, self.space, bytes_per_param) for request in requests])
         floor = int(self.space.total(self.space.smallest))
         reachable = np.maximum(budgets, floor)
-        preference = self._preferences(requests, reachable)
+        preference = self._preferences(requests, wanted, reachable)
         wishes = self.parts.net(torch.as_tensor(preference)).numpy()
-        own = self.space.project(wishes, {"params": self._own_budgets(requests, wishes, reachable)})
-        levels, origins = self._better_measured(requests, preference, own, reachable)
-        mean, deviation = self._predict(levels)
-        sizes = [self.space.size(row, bytes_per_param) for row in levels]
+        own = self.space.project(wishes, {"params": self._own_budgets(wanted, wishes, reachable)})
+        levels, origins = self._better_measured(wanted, preference, own, reachable)
+        chosen = zip(requests, wanted, levels, origins, preference, self._promises(levels), budgets, strict=True)
         return [
-            self._compose(
-                request, levels[i], sizes[i], origins[i], preference[i], mean[i], deviation[i], budgets[i], floor
-            )
-            for i, request in enumerate(requests)
+            compose(self.space, self.scale, r, w, row, origin, asked, promised, budget, floor, bytes_per_param)
+            for r, w, row, origin, asked, promised, budget in chosen
         ]
 
     def predict(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predicted KL on fresh text and its 90 % interval (``n`` each) for level indices ``n x num_sites``."""
         mean, deviation = self._predict(levels)
         return _kl(mean), _kl(mean - Z90 * deviation), _kl(mean + Z90 * deviation)
+
+    def predict_domains(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same for every domain that is an objective of its own (``n x num_domains`` each)."""
+        if self._domain_promises is None:
+            return (np.empty((len(levels), 0)),) * 3
+        mean, deviation = self._domain_promises(levels)
+        return _kl(mean), _kl(mean - Z90 * deviation), _kl(mean + Z90 * deviation)
+
+    @cached_property
+    def _domain_promises(self) -> DomainPromises | None:
+        return DomainPromises(self.parts.domains, self.parts.evaluations) if self.parts.domains else None
+
+    def _promises(self, levels: np.ndarray) -> list[tuple[Promise, dict[str, Promise]]]:
+        """What is promised for each strategy: for the mean, and for each domain that is an objective."""
+        mean = np.stack(self.predict(levels), axis=-1)
+        own = np.stack(self.predict_domains(levels), axis=-1)
+        dense = levels.sum(axis=1) == 0
+        mean[dense], own[dense] = 0.0, 0.0
+
+        def promise(row: np.ndarray) -> Promise:
+            return Promise(kl=float(row[0]), kl_low=float(row[1]), kl_high=float(row[2]))
+
+        names = self.qualities.names if own.shape[1] else ()
+        return [
+            (promise(mean[i]), {name: promise(own[i, d]) for d, name in enumerate(names)}) for i in range(len(levels))
+        ]
 
     def _predict(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean of log KL on fresh windows, and the deviation of a measurement there."""
@@ -81,83 +121,96 @@ class Policy:
         kept = np.linspace(0.0, 1.0, 101)
         return kept, sampling(self.parts.evaluations, kept)
 
-    def _budget(self, request: Request, bytes_per_param: int) -> float:
-        """The smallest of the request's size bounds, in parameters."""
-        geometry = self.space.geometry
-        bounds = [float(geometry.params)]
-        if request.params is not None:
-            bounds.append(float(request.params))
-        if request.bytes is not None:
-            bounds.append(request.bytes // bytes_per_param)
-        if request.ratio is not None:
-            bounds.append(request.ratio * geometry.params)
-        if request.kept is not None:
-            bounds.append(float(budgets_of(self.space, np.array([request.kept]))[0]))
-        return math.floor(min(bounds) + 1e-6)
-
-    @cached_property
-    def _grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """StratNet's front: weight of size (``GRID``, ascending) and kept share, made monotone."""
-        weight = torch.linspace(0.002, 0.998, GRID, dtype=torch.float64)
+    def _lay_front(self, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """StratNet's front for shares of the qualities: weight of size (ascending) and kept share, made monotone."""
+        weight = torch.linspace(0.002, 0.998, GRID if len(shares) == 1 else COARSE, dtype=torch.float64)
         with torch.no_grad():
-            kept = 1 - self.parts.net(torch.stack([weight, 1 - weight], dim=-1)) @ self._shares
+            kept = 1 - self.parts.net(self._joined(weight, [shares] * len(weight))) @ self._shares
         return weight.numpy(), np.minimum.accumulate(kept.numpy())
 
-    @cached_property
-    def _ladder(self) -> tuple[np.ndarray, np.ndarray]:
-        """Parameter budgets from small to dense, and the upper end of the KL interval of StratNet's answer to each."""
-        budgets = budgets_of(self.space, np.linspace(self.scale.kept_low, 1.0, GRID))
-        requests = [Request(params=int(b)) for b in budgets]
-        preference = self._preferences(requests, budgets)
-        with torch.no_grad():
-            wishes = self.parts.net(torch.as_tensor(preference)).numpy()
-        own = self.space.project(wishes, {"params": budgets})
-        levels, _ = self._better_measured(requests, preference, own, budgets)
-        upper = self.predict(levels)[2]
-        upper[levels.sum(axis=1) == 0] = 0.0  # dense
-        return budgets, np.minimum.accumulate(upper)
+    @staticmethod
+    def _joined(weight: torch.Tensor, shares: Sequence[tuple[float, ...]]) -> torch.Tensor:
+        return join_preferences(weight, torch.tensor(shares, dtype=torch.float64))
 
-    def _preferences(self, requests: Sequence[Request], budgets: np.ndarray) -> np.ndarray:
-        """The preference to ask StratNet at (``n x 2``): the request's own, or the one whose answer fits its size."""
-        weight, kept = self._grid
+    def _size_weight(self, budgets: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
+        """The weights of size (``n``) at which StratNet's answers for these shares have as many parameters."""
+        weight, kept = self._front(shares)
         wanted = (budgets - self.space.fixed["params"]) / self.space.geometry.block_params
         # The grid's kept share falls with the weight of size; np.interp wants ascending abscissae.
-        found = np.interp(wanted, kept[::-1], weight[::-1])
-        for i, request in enumerate(requests):
-            if request.preference is not None:
-                own = request.preference[0] / sum(request.preference)
-                found[i] = max(own, found[i]) if self._has_bound(request) else own
-            elif request.max_kl is not None:
-                ladder, upper = self._ladder
-                enough = np.flatnonzero(upper <= request.max_kl)
-                smallest = ladder[enough[0]] if len(enough) else float(self.space.geometry.params)
+        return np.interp(wanted, kept[::-1], weight[::-1])
+
+    def _lay_ladder(self, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Parameter budgets from small to dense, and the upper ends of the KL intervals of StratNet's answer to each.
+
+        Returns:
+            budgets (``n``), of the mean KL (``n``) and of every domain that is an objective (``n x num_domains``).
+        """
+        budgets = budgets_of(self.space, np.linspace(self.scale.kept_low, 1.0, GRID if len(shares) == 1 else COARSE))
+        wish = Wish(None, shares, False, np.inf, (np.inf,) * len(shares))
+        preference = self._joined(torch.as_tensor(self._size_weight(budgets, shares)), [shares] * len(budgets))
+        with torch.no_grad():
+            wishes = self.parts.net(preference).numpy()
+        own = self.space.project(wishes, {"params": budgets})
+        levels, _ = self._better_measured([wish] * len(budgets), preference.numpy(), own, budgets)
+        upper, of_domains = self.predict(levels)[2], self.predict_domains(levels)[2]
+        dense = levels.sum(axis=1) == 0
+        upper[dense], of_domains[dense] = 0.0, 0.0
+        return budgets, upper, of_domains
+
+    def _smallest(self, wish: Wish) -> tuple[float, tuple[float, ...]]:
+        """The smallest budget at which the wish's bounds on quality are met, and the shares at which they are.
+
+        Shares that nobody asked for are tried where a single domain is bounded: the best are those that prune most.
+        """
+        bounded = min(wish.max_domain_kl) < np.inf
+        found, best = float(self.space.geometry.params), wish.shares
+        for shares in tried_shares(len(wish.shares)) if wish.free and bounded else [wish.shares]:
+            budgets, upper, of_domains = self._ladder(shares)
+            met = upper <= wish.max_kl
+            if of_domains.shape[1]:
+                met &= (of_domains <= np.array(wish.max_domain_kl)).all(axis=1)
+            if met.any() and budgets[met.argmax()] < found:
+                found, best = float(budgets[met.argmax()]), shares
+        return found, best
+
+    def _preferences(self, requests: Sequence[Request], wishes: Sequence[Wish], budgets: np.ndarray) -> np.ndarray:
+        """The preference to ask StratNet at (``n x num_objectives``): the request's own, or the one that fits its size.
+
+        Lowers ``budgets`` to the smallest that meets a bound on quality.
+        """
+        weights, shares = np.empty(len(requests)), [wish.shares for wish in wishes]
+        for i, (request, wish) in enumerate(zip(requests, wishes, strict=True)):
+            if wish.bounds_quality:
+                smallest, shares[i] = self._smallest(wish)
                 budgets[i] = min(budgets[i], smallest)
-                share = (budgets[i] - self.space.fixed["params"]) / self.space.geometry.block_params
-                found[i] = np.interp(share, kept[::-1], weight[::-1])
-        return np.column_stack([found, 1 - found])
+            weights[i] = self._size_weight(budgets[i : i + 1], shares[i])[0]
+            if wish.size_weight is not None:
+                weights[i] = max(wish.size_weight, weights[i]) if request.bounds_size else wish.size_weight
+        return self._joined(torch.as_tensor(weights), shares).numpy()
 
-    @staticmethod
-    def _has_bound(request: Request) -> bool:
-        return any(bound is not None for bound in (request.kept, request.ratio, request.params, request.bytes))
-
-    def _own_budgets(self, requests: Sequence[Request], wishes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+    def _own_budgets(self, wanted: Sequence[Wish], wishes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
         """For preferences, the size that StratNet chose itself (rounded up to a level); else the bound."""
         own = budgets.astype(np.float64).copy()
         snapped = self.space.total(self.space.snap(wishes))
-        for i, request in enumerate(requests):
-            if request.preference is not None:
+        for i, wish in enumerate(wanted):
+            if wish.size_weight is not None:
                 own[i] = min(own[i], float(snapped[i]))
         return own
 
     @cached_property
     def _measured(self) -> np.ndarray:
-        """Level indices of the measured front, by size (``m x num_sites``)."""
+        """Level indices of the measured front of all objectives (``m x num_sites``)."""
         done = self.parts.evaluations
-        points = np.array([(e.kept, e.kl) for e in done]).reshape(-1, 2)
-        return np.array([done[i].levels for i in front(points)], dtype=np.int64).reshape(-1, self.space.num_sites)
+        points = np.column_stack([np.array([e.kept for e in done]), self.qualities.measured(done)])
+        if points.shape[1] == 2:
+            best = front(points)
+        else:
+            best = np.flatnonzero(np.isfinite(points).all(axis=1))
+            best = best[is_non_dominated(torch.as_tensor(-points[best])).numpy()]
+        return np.array([done[i].levels for i in best], dtype=np.int64).reshape(-1, self.space.num_sites)
 
     def _better_measured(
-        self, requests: Sequence[Request], preference: np.ndarray, own: np.ndarray, budgets: np.ndarray
+        self, wanted: Sequence[Wish], preference: np.ndarray, own: np.ndarray, budgets: np.ndarray
     ) -> tuple[np.ndarray, list[str]]:
         """StratNet's strategies, each replaced by a measured one where that is predicted to serve better."""
         origins = ["stratnet"] * len(own)
@@ -165,74 +218,24 @@ class Policy:
         if not len(measured):
             return own, origins
         both = np.vstack([own, measured])
-        mean, _ = self._predict(both)
+        with torch.no_grad():
+            mean, _ = self.qualities.predict(torch.as_tensor(self.space.sparsities(both)))
         n = len(own)
         sizes, levels = self.space.total(measured), own.copy()
-        size_share = torch.as_tensor(self.space.kept(both))
-        values = torch.stack([self.scale.size(size_share), self.scale.quality(torch.as_tensor(mean))], dim=-1)
-        for i, request in enumerate(requests):
-            if request.preference is not None:
-                weights = torch.as_tensor(preference[i]).expand(len(both), 2)
+        values = self.scale.values(torch.as_tensor(self.space.kept(both)), mean)
+        for i, wish in enumerate(wanted):
+            if wish.size_weight is not None:
+                weights = torch.as_tensor(preference[i]).expand(values.shape)
                 score = tchebycheff(weights, values.clamp_min(0), 0.01).numpy()
             else:
-                score = mean
+                shares = preference[i, 1:] / preference[i, 1:].sum()
+                score = values[:, 1:].numpy() @ shares
             fits = np.flatnonzero(sizes <= budgets[i])
             if len(fits):
                 best = fits[np.argmin(score[n + fits])]
-                if score[n + best] < score[i]:
+                if score[n + best] < score[i] - 1e-9:  # the same strategy may differ by rounding
                     levels[i], origins[i] = measured[best], "measured"
         return levels, origins
-
-    def _compose(
-        self,
-        request: Request,
-        levels: np.ndarray,
-        size: Size,
-        origin: str,
-        preference: np.ndarray,
-        mean: float,
-        deviation: float,
-        budget: float,
-        floor: int,
-    ) -> Answer:
-        dense = not levels.any()
-        kl, low, high = (
-            (0.0, 0.0, 0.0)
-            if dense
-            else (float(v) for v in _kl(np.array([mean, mean - Z90 * deviation, mean + Z90 * deviation])))
-        )
-        feasible, note = True, ""
-        if budget < floor:
-            feasible = False
-            note = (
-                f"Impossible: in the smallest strategy {floor:,} parameters are left, over the bound of "
-                f"{int(budget):,}; this is the nearest."
-            )
-        elif request.max_kl is not None and high > request.max_kl:
-            feasible = False
-            note = (
-                f"No strategy this small is expected to stay within KL {request.max_kl:g}; the nearest has "
-                f"{kl:.3g} ({low:.3g} to {high:.3g})."
-            )
-        elif size.kept < self.scale.kept_low - 0.02:
-            note = f"Smaller than what was trained on (kept {self.scale.kept_low:g}): the predicted KL is a guess."
-        shape = self.space.shape(levels)
-        return Answer(
-            id=request.id,
-            request=request,
-            feasible=feasible,
-            note=note,
-            levels=levels.tolist(),
-            strategy=self.space.sparsities(levels).tolist(),
-            groups=list(shape.groups),
-            neurons=list(shape.neurons),
-            kl=kl,
-            kl_low=low,
-            kl_high=high,
-            preference=(float(preference[0]), float(preference[1])),
-            origin=origin,
-            **asdict(size),
-        )
 
     # -- on disk --------------------------------------------------------------------------------------------------
 

@@ -23,12 +23,14 @@ from unicuco.errors import EvaluationLogError, PolicyError
 from unicuco.evaluations import Evaluation, read_evaluations, write_evaluations
 from unicuco.models.geometry import Geometry
 from unicuco.objectives import Scale
+from unicuco.qualities import Qualities
 from unicuco.space import SearchSpace, SpaceConfig
 from unicuco.storage import atomic_folder, content_hash, write_json
 from unicuco.stratnet import StratNet
 from unicuco.surrogate import Surrogate, SurrogateConfig
 
-FORMAT = 1
+FORMAT = 2
+"""1: always two objectives, and a scale of single numbers; still read."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,10 @@ class PolicyParts:
     """Everything a policy is made of.
 
     Attributes:
+        surrogate: of the mean KL over the calibration domains.
+        scale: of the objectives that ``net`` was trained on.
         provenance: model, preparation, calibration and versions, as JSON.
+        domains: surrogates of the domains that are objectives of their own; ``None``: size and mean KL are.
     """
 
     space: SearchSpace
@@ -47,6 +52,12 @@ class PolicyParts:
     evaluations: tuple[Evaluation, ...]
     version: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    domains: Qualities | None = None
+
+    @property
+    def qualities(self) -> Qualities:
+        """What ``net`` was trained on."""
+        return self.domains or Qualities.of_mean(self.surrogate)
 
 
 def save_parts(parts: PolicyParts, folder: Path) -> None:
@@ -61,6 +72,8 @@ def save_parts(parts: PolicyParts, folder: Path) -> None:
         if parts.damage is not None:
             surrogate["damage"] = torch.as_tensor(parts.damage).contiguous()
         save_file(_untied(surrogate), scratch / "surrogate.safetensors")
+        if parts.domains is not None:
+            save_file(_untied(parts.domains.state()), scratch / "domains.safetensors")
         write_evaluations(scratch / "evaluations.parquet", parts.evaluations)
         about = {
             "format": FORMAT,
@@ -74,6 +87,7 @@ def save_parts(parts: PolicyParts, folder: Path) -> None:
             "surrogate": parts.surrogate.config.model_dump(mode="json"),
             "stratnet": {"width": parts.net.layers[0].out_features},
             "scale": asdict(parts.scale),
+            "domains": list(parts.domains.names) if parts.domains is not None else [],
             "provenance": parts.provenance,
         }
         about["digest"] = content_hash([about["space"], about["provenance"], about["version"], about["written"]])
@@ -91,26 +105,42 @@ def load_parts(folder: Path) -> PolicyParts:
         folder = folder / "policy"  # a run folder was given
     try:
         about = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-        if about["format"] != FORMAT:
-            raise PolicyError(f"The policy at {folder} has format {about['format']}; this version reads {FORMAT}.")
+        if about["format"] not in (1, FORMAT):
+            raise PolicyError(
+                f"The policy at {folder} has format {about['format']}; this version reads 1 and {FORMAT}."
+            )
         space = SearchSpace(
             Geometry.model_validate(about["space"]["geometry"]),
             SpaceConfig.model_validate(about["space"]["config"]),
         )
-        net = StratNet(2, space.num_sites, about["stratnet"]["width"], torch.as_tensor(space.deepest))
+        scale = _scale(about["scale"])
+        deepest = torch.as_tensor(space.deepest)
+        net = StratNet(1 + scale.num_qualities, space.num_sites, about["stratnet"]["width"], deepest)
         net.load_state_dict(load_file(folder / "stratnet.safetensors"))
         state = load_file(folder / "surrogate.safetensors")
         table = state.pop("damage", None)
         damage = None if table is None else table.numpy()
         config = SurrogateConfig.model_validate(about["surrogate"])
         surrogate = Surrogate.from_state(space, damage, config, state)
+        names, domains = tuple(about.get("domains", ())), None
+        if names:
+            domains = Qualities.from_state(space, damage, config, names, load_file(folder / "domains.safetensors"))
+        if max(len(names), 1) != scale.num_qualities:
+            raise ValueError(f"{scale.num_qualities} qualities and {len(names)} domains")
         evaluations = tuple(read_evaluations(folder / "evaluations.parquet"))
-        scale = Scale(**about["scale"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
         raise PolicyError(f"No readable policy at {folder}: {_first_line(error)}") from error
     except EvaluationLogError as error:
         raise PolicyError(f"The policy at {folder} is broken: {error}") from error
-    return PolicyParts(space, damage, surrogate, net.eval(), scale, evaluations, about["version"], about["provenance"])
+    return PolicyParts(
+        space, damage, surrogate, net.eval(), scale, evaluations, about["version"], about["provenance"], domains
+    )
+
+
+def _scale(saved: dict[str, Any]) -> Scale:
+    ends = (saved["log_kl_low"], saved["log_kl_high"])
+    low, high = ((float(end),) if isinstance(end, int | float) else tuple(map(float, end)) for end in ends)
+    return Scale(float(saved["kept_low"]), low, high)
 
 
 def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

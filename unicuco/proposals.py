@@ -11,13 +11,17 @@ import torch
 
 from unicuco.allocation import allocate
 from unicuco.baselines.uniform import LADDER, uniform
-from unicuco.objectives import Scale, greedy_hypervolume
+from unicuco.objectives import Scale, greedy_hypervolume, join_preferences
+from unicuco.qualities import Qualities
 from unicuco.space import SearchSpace, budgets_of
-from unicuco.stratnet import StratNet, Teachers, balanced_preference
-from unicuco.surrogate import Surrogate
+from unicuco.stratnet import StratNet, Teachers, balanced_preference, draw_shares
 
 Proposal = tuple[np.ndarray, str]
 """Level indices (``num_sites``) and where they come from."""
+
+
+FANNED = 4
+"""Times as many teachers where there are several qualities."""
 
 
 def first_design(
@@ -103,7 +107,7 @@ def _van_der_corput(count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pool:
-    """Scored proposals: ``levels`` (``n x num_sites``), who made each, and log KL's mean and deviation (``n``)."""
+    """Scored proposals: ``levels`` (``n x num_sites``), who made each, and log KLs (``n x num_qualities``)."""
 
     levels: np.ndarray
     origins: list[str]
@@ -114,9 +118,9 @@ class Pool:
 
 def make_pool(
     space: SearchSpace,
-    surrogate: Surrogate,
+    qualities: Qualities,
     net: StratNet,
-    kept_low: float,
+    scale: Scale,
     taken: set[bytes],
     generator: torch.Generator,
     size: int = 48,
@@ -124,63 +128,79 @@ def make_pool(
 ) -> Pool:
     """Distinct proposals not in ``taken``: StratNet's answers over the simplex, and allocations under drawn weights.
 
+    With several qualities each of them is for shares drawn at random, and there are as many times more.
+
     Args:
         more: proposals from elsewhere, to be judged with them.
     """
-    share = torch.linspace(0.01, 0.99, size, dtype=torch.float64)
+    size *= len(qualities)
+    kept_low = scale.kept_low
+    weight = torch.linspace(0.01, 0.99, size, dtype=torch.float64)
+    shares = draw_shares(size, generator, len(qualities))
     with torch.no_grad():
-        wishes = net(torch.stack([share, 1 - share], dim=-1)).numpy()
+        wishes = net(join_preferences(weight, shares)).numpy()
     proposals: list[Proposal] = [(row, "stratnet") for row in space.snap(wishes)]
-    if surrogate.damage_model is not None:
+    if qualities.has_tables:
         sizes = kept_low + (0.97 - kept_low) * torch.rand(size, generator=generator, dtype=torch.float64).numpy()
-        proposals += [
-            (row, origin)
-            for origin, tables in (
-                ("allocation", surrogate.tables(sizes)),
-                ("thompson", surrogate.sample_tables(sizes, generator)),
-            )
-            for row in allocate(space, tables, budgets_of(space, sizes))
-        ]
+        weights = shares.numpy()
+        proposals += [(row, "allocation") for row in qualities.allocate(sizes, weights, scale.ranges)]
+        proposals += [(row, "thompson") for row in qualities.allocate(sizes, weights, scale.ranges, generator)]
         # StratNet's answers with one swap: what a smooth network cannot step over.
         base = np.array([row for row, origin in proposals])
         proposals += [(row, "swap") for row in _swapped(space, base, generator)]
     proposals = _distinct([*proposals, *more], taken)
     if not proposals:
-        return Pool(np.empty((0, space.num_sites), dtype=np.int64), [], *(np.empty(0) for _ in range(3)))
+        nothing = np.empty((0, len(qualities)))
+        return Pool(np.empty((0, space.num_sites), dtype=np.int64), [], np.empty(0), nothing, nothing)
     levels = np.array([row for row, _ in proposals])
     with torch.no_grad():
-        mean, deviation = surrogate.predict(torch.as_tensor(space.sparsities(levels)))
+        mean, deviation = qualities.predict(torch.as_tensor(space.sparsities(levels)))
     origins = [origin for _, origin in proposals]
     return Pool(levels, origins, space.kept(levels), mean.numpy(), deviation.numpy())
 
 
 def pick(pool: Pool, known: np.ndarray, scale: Scale, optimism: float, count: int) -> list[int]:
-    """Indices into ``pool`` by greedy hypervolume of (kept, μ − βσ).
+    """Indices into ``pool`` by greedy hypervolume of (kept, μ − βσ of every quality).
+
+    The reference is the dense size and, for each quality, the log KL that the smallest size promises where another
+    domain alone counts (``Scale.log_kl_high``): the corner that no useful strategy lies beyond.
 
     Args:
-        known: ``m x 2`` (kept, log KL) of what was measured, and of pending points as predicted.
+        known: ``m x num_objectives`` (kept, log KLs) of what was measured, and of pending points as predicted.
     """
 
     def clipped(points: np.ndarray) -> np.ndarray:
         # Below the scale's low end, log KL runs to minus infinity as kept goes to 1 and would swallow the volume.
-        return np.column_stack([points[:, 0], np.maximum(points[:, 1], scale.log_kl_low)])
+        return np.column_stack([points[:, :1], np.maximum(points[:, 1:], scale.log_kl_low)])
 
     optimistic = np.column_stack([pool.kept, pool.mean - optimism * pool.deviation])
-    reference = (1.0, scale.log_kl_high)
+    reference = (1.0, *scale.log_kl_high)
     return greedy_hypervolume(clipped(optimistic), clipped(known), reference, count)
 
 
-def make_teachers(space: SearchSpace, surrogate: Surrogate, scale: Scale, count: int = 96) -> Teachers | None:
-    """Allocations under the surrogate's weights for ``count`` sizes, each with the preference that it answers."""
-    if surrogate.damage_model is None:
+def make_teachers(
+    space: SearchSpace, qualities: Qualities, scale: Scale, generator: torch.Generator, count: int = 96
+) -> Teachers | None:
+    """Allocations under the surrogates' weights for ``count`` sizes, each with the preference that it answers.
+
+    With several qualities ``FANNED`` times as many: half of them for each quality alone and for all alike, in turns,
+    half for shares drawn at random, so that the corners of the front are taught as well as its middle.
+    """
+    if not qualities.has_tables:
         return None
-    sizes = np.linspace(scale.kept_low, 0.99, count)
-    levels = allocate(space, surrogate.tables(sizes), budgets_of(space, sizes))
+    shares = torch.ones(count, 1, dtype=torch.float64)
+    if len(qualities) > 1:
+        d = len(qualities)
+        fixed = torch.cat([torch.eye(d, dtype=torch.float64), torch.full((1, d), 1 / d, dtype=torch.float64)])
+        shares = draw_shares(FANNED * count, generator, d)
+        shares[::2] = fixed.repeat(len(shares), 1)[: len(shares[::2])]
+    sizes = np.linspace(scale.kept_low, 0.99, len(shares))
+    levels = qualities.allocate(sizes, shares.numpy(), scale.ranges)
     with torch.no_grad():
         strategy = torch.as_tensor(space.sparsities(levels))
-        mean, _ = surrogate.predict(strategy)
+        mean, _ = qualities.predict(strategy)
         kept = torch.as_tensor(space.kept(levels))
-        return Teachers(balanced_preference(scale.size(kept), scale.quality(mean)), strategy)
+        return Teachers(balanced_preference(scale.values(kept, mean), shares), strategy)
 
 
 def _swapped(space: SearchSpace, levels: np.ndarray, generator: torch.Generator) -> np.ndarray:

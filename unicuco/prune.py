@@ -69,7 +69,8 @@ def prune(
         request=request.model_dump(mode="json", exclude_none=True, exclude={"id"}),
         strategy=tuple(answer.strategy),
         measured={} if measured is None else _figures(measured),
-        predicted={"kl": answer.kl, "kl_low": answer.kl_low, "kl_high": answer.kl_high},
+        predicted={"kl": answer.kl, "kl_low": answer.kl_low, "kl_high": answer.kl_high}
+        | {f"kl_{name}": promise.kl for name, promise in answer.domains.items()},
         calibration={**calibration, "dtype": config.dtype, "heldout_windows_per_domain": WINDOWS},
         preparation=preparation.digest,
         command=command,

@@ -1,4 +1,4 @@
-"""One training: from all evaluations to a surrogate, a StratNet trained on it, and the next proposals."""
+"""One training: from all evaluations to surrogates, a StratNet trained on them, and the next proposals."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unicuco.allocation import allocate
 from unicuco.evaluations import Candidate, Evaluation
 from unicuco.neighbours import neighbours
 from unicuco.objectives import Scale, site_shares
 from unicuco.proposals import Proposal, make_pool, make_teachers, pick
+from unicuco.qualities import Qualities
 from unicuco.slopes import read_slopes
-from unicuco.space import SearchSpace, budgets_of
+from unicuco.space import SearchSpace
 from unicuco.stratnet import StratNet, StratNetConfig, train_stratnet
 from unicuco.surrogate import NOISE_FLOOR, Surrogate, SurrogateConfig
 
 Queue = deque[tuple[Proposal, float, float]]
-"""Proposals with the surrogate's mean and deviation of their log KL; nan where there was no surrogate."""
+"""Proposals with the surrogate's mean and deviation of their mean log KL; nan where there was no surrogate."""
 
 
 @dataclass(frozen=True)
 class Refit:
-    """What one training leaves: the parts of a policy, StratNet's last loss, and proposals, best first."""
+    """What one training leaves: the parts of a policy, StratNet's last loss, and proposals, best first.
+
+    Attributes:
+        surrogate: of the mean KL over all domains, which answers and reports always state.
+        qualities: what StratNet was trained on: that surrogate, or one per domain.
+    """
 
     surrogate: Surrogate
+    qualities: Qualities
     net: StratNet
     scale: Scale
     loss: float
@@ -43,24 +49,33 @@ def refit(
     kept_low: float,
     done: Sequence[Evaluation],
     generator: torch.Generator,
+    domains: tuple[str, ...] = (),
 ) -> Refit:
-    """Fits the surrogate to ``done`` and trains a copy of ``net`` on it; proposes nothing yet."""
+    """Fits the surrogates to ``done`` and trains a copy of ``net`` on them; proposes nothing yet.
+
+    Args:
+        domains: those that are objectives of their own; (): the mean KL is the one quality.
+    """
     levels = np.array([e.levels_array() for e in done])  # one by one: converting them in one call holds the GIL
     kl = np.array([e.kl for e in done])
     usable = _usable(space, levels, kl, surrogate_config.max_points)
     slopes = read_slopes(space, done) if surrogate_config.mean == "damage" else None
     surrogate = Surrogate(space, damage, surrogate_config).fit(levels[usable], kl[usable], slopes)
-    scale = _scale(space, surrogate, kept_low, kl[usable])
-    teachers = make_teachers(space, surrogate, scale)
+    qualities = Qualities.of_mean(surrogate)
+    if domains:
+        own = np.array([i for i in usable if done[i].domains == domains and np.isfinite(done[i].domain_kl).all()])
+        own_kl = np.array([done[i].domain_kl for i in own])
+        qualities = Qualities.of_domains(space, damage, surrogate_config, domains, levels[own], own_kl)
+    scale = _scale(space, qualities, kept_low, qualities.measured([done[i] for i in usable]))
+    teachers = make_teachers(space, qualities, scale, generator)
     shares = torch.as_tensor(site_shares(space))
-    net, loss = train_stratnet(net, surrogate, shares, scale, teachers, net_config, generator)
-    return Refit(surrogate, net, scale, loss, deque())
+    net, loss = train_stratnet(net, qualities, shares, scale, teachers, net_config, generator)
+    return Refit(surrogate, qualities, net, scale, loss, deque())
 
 
 def propose(
     space: SearchSpace,
     fitted: Refit,
-    kept_low: float,
     optimism: float,
     count: int,
     done: Sequence[Evaluation],
@@ -69,18 +84,22 @@ def propose(
     generator: torch.Generator,
 ) -> Queue:
     """The ``count`` best of a pool of new strategies, given what was measured and what is under way."""
-    near = neighbours(space, fitted.surrogate, done, kept_low, optimism, taken, generator)
-    pool = make_pool(space, fitted.surrogate, fitted.net, kept_low, taken, generator, more=near)
+    near = neighbours(space, fitted.surrogate, done, fitted.scale.kept_low, optimism, taken, generator)
+    pool = make_pool(space, fitted.qualities, fitted.net, fitted.scale, taken, generator, more=near)
     levels = np.array([e.levels_array() for e in done])
-    kl = np.array([e.kl for e in done])
-    known = np.column_stack([space.kept(levels), np.log(kl + NOISE_FLOOR)])
+    known = np.column_stack([space.kept(levels), fitted.qualities.measured(done)])
     if pending:
         waiting = np.array([c.levels for c in pending])
         with torch.no_grad():
-            mean, _ = fitted.surrogate.predict(torch.as_tensor(space.sparsities(waiting)))
+            mean, _ = fitted.qualities.predict(torch.as_tensor(space.sparsities(waiting)))
         known = np.vstack([known, np.column_stack([space.kept(waiting), mean.numpy()])])
     chosen = pick(pool, known, fitted.scale, optimism, count)
-    return deque(((pool.levels[i], pool.origins[i]), float(pool.mean[i]), float(pool.deviation[i])) for i in chosen)
+    if not chosen:
+        return deque()
+    with torch.no_grad():
+        means, deviations = fitted.surrogate.predict(torch.as_tensor(space.sparsities(pool.levels[chosen])))
+    promised = zip(chosen, means.tolist(), deviations.tolist(), strict=True)
+    return deque(((pool.levels[i], pool.origins[i]), mean, deviation) for i, mean, deviation in promised)
 
 
 def _usable(space: SearchSpace, levels: np.ndarray, kl: np.ndarray, most: int) -> np.ndarray:
@@ -94,13 +113,22 @@ def _usable(space: SearchSpace, levels: np.ndarray, kl: np.ndarray, most: int) -
     return np.array(sorted(chosen))
 
 
-def _scale(space: SearchSpace, surrogate: Surrogate, kept_low: float, kl: np.ndarray) -> Scale:
-    """Where 0 and 1 of both objectives lie: what the surrogate promises at the ends of the sizes."""
-    if surrogate.damage_model is None:
-        logs = np.log(kl + NOISE_FLOOR)
-        return Scale(kept_low, float(logs.min()), float(max(logs.max(), logs.min() + 0.1)))
-    sizes = np.array([0.97, kept_low])
-    ends = allocate(space, surrogate.tables(sizes), budgets_of(space, sizes))
-    with torch.no_grad():
-        mean, _ = surrogate.predict(torch.as_tensor(space.sparsities(ends)))
-    return Scale(kept_low, float(mean[0]), float(max(mean[1], mean[0] + 0.1)))
+def _scale(space: SearchSpace, qualities: Qualities, kept_low: float, log_kl: np.ndarray) -> Scale:
+    """Where 0 and 1 of all objectives lie: what the surrogates promise at the ends of the sizes.
+
+    For each quality, 0 is its best at the largest size and 1 its worst at the smallest among the strategies that serve
+    one quality alone: the corners of the front.
+
+    Args:
+        log_kl: measured, ``n x num_qualities``; for the plain form, which promises nothing of that kind.
+    """
+    if qualities.has_tables:
+        count = len(qualities)
+        sizes = np.array([0.97] * count + [kept_low] * count)
+        ends = qualities.allocate(sizes, np.tile(np.eye(count), (2, 1)), np.ones(count))
+        with torch.no_grad():
+            mean, _ = qualities.predict(torch.as_tensor(space.sparsities(ends)))
+        low, high = mean[:count].numpy().min(axis=0), mean[count:].numpy().max(axis=0)
+    else:
+        low, high = np.nanmin(log_kl, axis=0), np.nanmax(log_kl, axis=0)
+    return Scale(kept_low, tuple(low.tolist()), tuple(np.maximum(high, low + 0.1).tolist()))

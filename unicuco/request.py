@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from unicuco.errors import RequestError
+
+SIZE = "size"
+"""What size is called among the objectives of a preference."""
+
+
+_TAGS = ("<by name>", "<plain>")
+_Either = Discriminator(lambda value: _TAGS[0] if isinstance(value, dict) else _TAGS[1])
+"""Two forms of one field: an error speaks of the form that was given, not of both."""
+_Kl = Annotated[float, Field(gt=0)]
 
 
 class Request(BaseModel):
@@ -16,14 +26,19 @@ class Request(BaseModel):
 
     With bounds only, the answer is the best predicted quality within every size bound; with ``max_kl`` only, the
     smallest model within it; with both, the smallest that meets the quality bound, and infeasible when that is
-    over a size bound.
+    over a size bound. Domains that nobody prefers count alike.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(default="", max_length=200)
-    preference: tuple[float, float] | None = None
-    """Weights of (size, quality loss); non-negative, scaled to sum to 1."""
+    preference: Annotated[
+        Annotated[dict[str, float], Tag(_TAGS[0])] | Annotated[tuple[float, float] | None, Tag(_TAGS[1])], _Either
+    ] = None
+    """Weights of (size, quality loss), or by name: of ``size`` and domains. Non-negative, scaled to sum to 1.
+
+    Without ``size`` it says what counts among the domains and leaves the size to the bounds.
+    """
     kept: float | None = Field(default=None, gt=0, le=1)
     """Largest share of the blocks' parameters."""
     ratio: float | None = Field(default=None, gt=0, le=1)
@@ -32,19 +47,45 @@ class Request(BaseModel):
     """Largest number of parameters."""
     bytes: int | None = Field(default=None, gt=0)
     """Largest size of the weights as stored, in bytes."""
-    max_kl: float | None = Field(default=None, gt=0)
-    """Largest KL(dense || pruned), nats per token."""
+    max_kl: Annotated[
+        Annotated[dict[str, _Kl], Tag(_TAGS[0]), Field(min_length=1)] | Annotated[_Kl | None, Tag(_TAGS[1])], _Either
+    ] = None
+    """Largest KL(dense || pruned), nats per token: of the mean over the domains, or of domains by name."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Request:
-        if self.preference is not None:
-            if any(not math.isfinite(w) or w < 0 for w in self.preference) or sum(self.preference) <= 0:
+        if isinstance(self.preference, dict):
+            if not _are_weights(list(self.preference.values())):
+                raise ValueError("a preference by name is non-negative weights, not all zero")
+            if self.weighs_size and self.max_kl is not None:
+                raise ValueError("give max_kl or a preference with a weight for 'size', not both")
+            if not self.weighs_size and not self.bounds_size and self.max_kl is None:
+                raise ValueError("a preference without a weight for 'size' needs a bound on size, or max_kl")
+        elif self.preference is not None:
+            if not _are_weights(list(self.preference)):
                 raise ValueError("a preference is two non-negative weights, not both zero")
             if self.max_kl is not None:
                 raise ValueError("give a preference or max_kl, not both")
-        elif all(v is None for v in (self.kept, self.ratio, self.params, self.bytes, self.max_kl)):
+        elif not self.bounds_size and self.max_kl is None:
             raise ValueError("give at least one of preference, kept, ratio, params, bytes, max_kl")
         return self
+
+    @property
+    def weighs_size(self) -> bool:
+        """Whether the preference says how much size counts, and not only which domains."""
+        return self.preference is not None and (not isinstance(self.preference, dict) or SIZE in self.preference)
+
+    @property
+    def bounds_size(self) -> bool:
+        return any(bound is not None for bound in (self.kept, self.ratio, self.params, self.bytes))
+
+
+class Promise(BaseModel):
+    """Predicted KL(dense || pruned) on fresh text of one domain, with its 90 % interval; nats per token."""
+
+    kl: float
+    kl_low: float
+    kl_high: float
 
 
 class Answer(BaseModel):
@@ -74,10 +115,12 @@ class Answer(BaseModel):
     kl_low: float
     """Lower end of the 90 % interval."""
     kl_high: float
-    preference: tuple[float, float]
-    """The preference at which StratNet was asked."""
+    preference: tuple[float, ...]
+    """The preference at which StratNet was asked: the weight of size, then of quality or of each of ``domains``."""
     origin: str
     """Where the strategy came from: ``stratnet`` or ``measured`` (a front point of the run that was better)."""
+    domains: dict[str, Promise] = {}
+    """What is predicted for each domain, where every domain is an objective; ``kl`` is of the mean over them."""
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -121,11 +164,15 @@ def parse_request(text: str, where: str = "The request") -> Request:
     return make_request(values, where)
 
 
+def _are_weights(weights: list[float]) -> bool:
+    return all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
+
+
 def explain_validation(error: ValidationError) -> str:
     """A pydantic error as one line: each wrong field with what is allowed."""
     parts = []
     for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"])
+        field = ".".join(str(part) for part in item["loc"] if part not in _TAGS)
         message = item["msg"].removeprefix("Value error, ")
         parts.append(f"{field}: {message}" if field else message)
     return "; ".join(parts)

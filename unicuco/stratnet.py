@@ -1,8 +1,9 @@
 """StratNet: a small network from a preference to a strategy, trained on the surrogate (UniCuCo, ACL Findings 2025).
 
-It minimises the expected Tchebycheff value over preferences, with the surrogate's pessimistic bound for quality, and in
-the ``damage`` form also learns from teachers: near-optimal strategies that an exact allocation finds on the surrogate
-for many sizes at once. The gradient alone stalls on levels that come in whole KV groups; the teachers do not.
+It minimises the expected Tchebycheff value over preferences, with the surrogates' pessimistic bounds for quality, and
+in the ``damage`` form also learns from teachers: near-optimal strategies that an exact allocation finds on the
+surrogates for many sizes, and shares of the domains, at once. The gradient alone stalls on levels that come in whole KV
+groups; the teachers do not.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pydantic import BaseModel as Config
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from unicuco.objectives import Scale, tchebycheff
-from unicuco.surrogate import Surrogate
+from unicuco.objectives import Scale, join_preferences, tchebycheff
+from unicuco.qualities import Qualities
 
 
 class StratNetConfig(Config):
@@ -38,7 +39,7 @@ class StratNetConfig(Config):
 
 @dataclass(frozen=True)
 class Teachers:
-    """Strategies to learn from: ``preference`` (``n x 2``) and ``strategy`` (``n x num_sites``)."""
+    """Strategies to learn from: ``preference`` (``n x num_objectives``) and ``strategy`` (``n x num_sites``)."""
 
     preference: Tensor
     strategy: Tensor
@@ -67,7 +68,13 @@ class StratNet(nn.Module):
         ).double()
 
     def forward(self, preference: Tensor) -> Tensor:
-        """``num_requests x num_objectives`` on the simplex -> ``num_requests x num_sites`` in (0, deepest)."""
+        """``num_requests x num_objectives`` on the simplex, size first -> ``num_requests x num_sites`` sparsities."""
+        if preference.shape[-1] > 2:
+            # Towards the small models all but size weigh nearly nothing; what they weigh among each other still counts.
+            rest = preference[..., 1:]
+            total = rest.sum(dim=-1, keepdim=True)
+            shares = torch.where(total > 0, rest / total.clamp_min(1e-12), 1.0 / rest.shape[-1])
+            preference = torch.cat([preference[..., :1], shares], dim=-1)
         return torch.sigmoid(self.layers(preference)) * self.deepest
 
 
@@ -77,15 +84,39 @@ def draw_preferences(count: int, generator: torch.Generator, num_objectives: int
     return draws / draws.sum(-1, keepdim=True)
 
 
-def balanced_preference(size: Tensor, quality: Tensor) -> Tensor:
-    """The preference at which scaled objective values are the Tchebycheff optimum: λ₁f₁ = λ₂f₂ (``n x 2``)."""
-    size, quality = size.clamp_min(1e-3), quality.clamp_min(1e-3)
-    return torch.stack([quality, size], dim=-1) / (size + quality)[:, None]
+def spread_preferences(count: int, generator: torch.Generator, num_objectives: int = 2) -> Tensor:
+    """Weight of size uniform, the rest shared out uniformly (``count x num_objectives``).
+
+    Uniform on the simplex, size would hardly ever weigh much among many domains, and small models would go untrained.
+    """
+    size = draw_preferences(count, generator)[:, 0]
+    return join_preferences(size, draw_shares(count, generator, num_objectives - 1))
+
+
+def draw_shares(count: int, generator: torch.Generator, num_qualities: int) -> Tensor:
+    """Shares of the qualities among each other, uniform on their simplex (``count x num_qualities``)."""
+    if num_qualities == 1:
+        return torch.ones(count, 1, dtype=torch.float64)
+    return draw_preferences(count, generator, num_qualities)
+
+
+def balanced_preference(values: Tensor, shares: Tensor) -> Tensor:
+    """The preference with these shares at which scaled values are the Tchebycheff optimum: λ₁f₁ = Σ_d λ_d f_d.
+
+    Args:
+        values: ``n x num_objectives``; shares: ``n x num_qualities``.
+
+    Returns:
+        ``n x num_objectives``.
+    """
+    size = values[:, 0].clamp_min(1e-3)
+    quality = (shares * values[:, 1:].clamp_min(1e-3)).sum(dim=-1)
+    return join_preferences(quality / (size + quality), shares)
 
 
 def train_stratnet(
     net: StratNet,
-    surrogate: Surrogate,
+    qualities: Qualities,
     shares: Tensor,
     scale: Scale,
     teachers: Teachers | None,
@@ -105,11 +136,10 @@ def train_stratnet(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps, eta_min=config.learning_rate / 20)
     tail: list[float] = []
     for step in range(config.steps):
-        preference = draw_preferences(config.batch, generator)
+        preference = spread_preferences(config.batch, generator, 1 + len(qualities))
         strategy = net(preference)
-        mean, deviation = surrogate.predict(strategy)
-        quality = scale.quality(mean + config.pessimism * deviation)
-        values = torch.stack([scale.size(1 - strategy @ shares), quality], dim=-1).clamp_min(0)
+        mean, deviation = qualities.predict(strategy)
+        values = scale.values(1 - strategy @ shares, mean + config.pessimism * deviation).clamp_min(0)
         loss = tchebycheff(preference, values, config.tie_breaker).mean()
         if teachers is not None and config.teaching > 0:
             loss = loss + config.teaching * (net(teachers.preference) - teachers.strategy).square().mean()

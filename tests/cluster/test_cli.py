@@ -92,6 +92,10 @@ def test_answers_go_to_the_table_and_the_file(
     assert answers[0]["kept"] <= 0.8
     assert [answer["feasible"] for answer in answers] == [True, True, False]
     assert "kept 0.8" in capsys.readouterr().out
+    asked = ("--preference", "size=1,words=3", "--output", tmp_path / "named.jsonl")
+    assert run(monkeypatch, "answer", world.policy, *asked) == 0
+    assert "preference size=1,words=3" in capsys.readouterr().out
+    assert json.loads((tmp_path / "named.jsonl").read_text())["preference"] == [0.25, 0.75]
 
 
 def test_prune_then_evaluate(
@@ -154,6 +158,10 @@ def give_it_code(model: Path) -> None:
         (("answer", "POLICY"), "Ask by options"),
         (("answer", "POLICY", "--kept", 1.5), "less than or equal to 1"),
         (("answer", "POLICY", "--preference", "a,b"), "preference"),
+        (("answer", "POLICY", "--kept", 0.5, "--preference", "poems=1"), "knows size, words"),
+        (("answer", "POLICY", "--kept", 0.5, "--preference", "words"), "preference"),
+        (("answer", "POLICY", "--max-kl", "poems=0.1"), "knows words"),
+        (("answer", "POLICY", "--max-kl", "little"), "max_kl"),
         (("answer", "POLICY", "--requests", "BROKEN"), "line 2"),
         (("answer", "POLICY", "--requests", "nowhere.jsonl"), "nowhere.jsonl"),
         (("prune", "POLICY", "--output", "OUT", "--params", 1), "parameters are left"),

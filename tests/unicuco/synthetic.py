@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,30 @@ class KnownDamage:
         )  # fmt: skip
 
 
+class KnownDomains(KnownDamage):
+    """A law of damage per domain: each needs other sites, and the table knows only their mean."""
+
+    def __init__(self, space: SearchSpace, names: tuple[str, ...] = ("code", "prose"), seed: int = 0) -> None:
+        super().__init__(space, seed)
+        self.names = names
+        rng = np.random.default_rng([seed, 1])
+        needs = np.exp(rng.normal(0, 1.2, (len(names), space.num_sites)))
+        self.truths = self.truth[None] * (needs / needs.mean(axis=0))[:, :, None]
+
+    def domain_kl(self, levels: np.ndarray) -> np.ndarray:
+        """Of level indices ``n x num_sites`` (``n x num_domains``)."""
+        sites = np.arange(self.space.num_sites)
+        return np.stack([truth[sites, np.atleast_2d(levels)].sum(axis=1) for truth in self.truths], axis=1)
+
+    def evaluation(self, candidate: Candidate) -> Evaluation:
+        kls = self.domain_kl(np.array(candidate.levels))[0]
+        windows = tuple(float(kl * factor) for kl in kls for factor in (0.95, 0.98, 1.02, 1.05))
+        measured = super().evaluation(candidate)
+        return replace(
+            measured, domains=self.names, domain_kl=tuple(kls.tolist()), kl=float(kls.mean()), window_kl=windows
+        )
+
+
 def make_space(blocks: int = 6, **config: object) -> SearchSpace:
     return SearchSpace(geometry(blocks), SpaceConfig.model_validate({"neuron_multiple": 32} | config))
 
@@ -90,6 +115,7 @@ def make_learner(folder: Path, model: KnownDamage, margin_groups: int = 0, **con
         LearnerConfig.model_validate(settings),
         EvaluationLog(folder),
         margin_groups=margin_groups,
+        domains=getattr(model, "names", ()),
     )
 
 

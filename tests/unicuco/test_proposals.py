@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.unicuco.synthetic import KnownDamage, make_space
 from unicuco.objectives import Scale
 from unicuco.proposals import Pool, budgets_of, first_design, make_pool, pick, strategy_key, uniform
+from unicuco.qualities import Qualities
 from unicuco.stratnet import StratNet
 from unicuco.surrogate import Surrogate
 
@@ -51,10 +52,11 @@ def test_a_pool_is_new_distinct_and_scored(sites: str) -> None:
     space = make_space(4, sites=sites)
     model = KnownDamage(space)
     seen = np.array([row for row, _ in first_design(space, model.table, 16, 0.4, np.random.default_rng(0))])
-    surrogate = Surrogate(space, model.table).fit(seen, model.kl(seen))
+    qualities = Qualities.of_mean(Surrogate(space, model.table).fit(seen, model.kl(seen)))
     taken = {strategy_key(row) for row in seen}
     torch.manual_seed(0)
-    pool = make_pool(space, surrogate, StratNet(2, space.num_sites, 16), 0.4, taken, torch.Generator().manual_seed(0))
+    scale = Scale(0.4, (-5.0,), (0.0,))
+    pool = make_pool(space, qualities, StratNet(2, space.num_sites, 16), scale, taken, torch.Generator().manual_seed(0))
     keys = {strategy_key(row) for row in pool.levels}
     assert len(keys) == len(pool.levels) == len(pool.origins) > 20 and not keys & taken
     space.check_levels(pool.levels)
@@ -62,22 +64,26 @@ def test_a_pool_is_new_distinct_and_scored(sites: str) -> None:
     assert np.isfinite(pool.mean).all() and (pool.deviation > 0).all()
     everything = taken | keys
     again = make_pool(
-        space, surrogate, StratNet(2, space.num_sites, 16), 0.4, everything, torch.Generator().manual_seed(0)
+        space, qualities, StratNet(2, space.num_sites, 16), scale, everything, torch.Generator().manual_seed(0)
     )
     assert not {strategy_key(row) for row in again.levels} & everything
 
 
 def test_optimism_prefers_what_is_uncertain() -> None:
-    pool = Pool(np.zeros((2, 1), dtype=int), ["a", "b"], np.array([0.5, 0.5]), np.zeros(2), np.array([0.1, 1.0]))
-    scale, known = Scale(0.4, -5.0, 2.0), np.array([[0.9, -4.0]])
+    pool = Pool(
+        np.zeros((2, 1), dtype=int), ["a", "b"], np.array([0.5, 0.5]), np.zeros((2, 1)), np.array([[0.1], [1.0]])
+    )
+    scale, known = Scale(0.4, (-5.0,), (2.0,)), np.array([[0.9, -4.0]])
     assert pick(pool, known, scale, 1.0, 1) == [1]
-    surer = Pool(pool.levels, pool.origins, pool.kept, np.array([-0.2, 0.0]), pool.deviation)
+    surer = Pool(pool.levels, pool.origins, pool.kept, np.array([[-0.2], [0.0]]), pool.deviation)
     assert pick(surer, known, scale, 0.0, 1) == [0]
 
 
 def test_what_is_measured_or_pending_is_not_worth_picking_again() -> None:
-    pool = Pool(np.zeros((2, 1), dtype=int), ["a", "b"], np.array([0.5, 0.7]), np.array([0.0, -1.0]), np.zeros(2))
-    scale = Scale(0.4, -5.0, 2.0)
+    pool = Pool(
+        np.zeros((2, 1), dtype=int), ["a", "b"], np.array([0.5, 0.7]), np.array([[0.0], [-1.0]]), np.zeros((2, 1))
+    )
+    scale = Scale(0.4, (-5.0,), (2.0,))
     assert set(pick(pool, np.empty((0, 2)), scale, 1.0, 2)) == {0, 1}
     assert pick(pool, np.array([[0.5, -1.0]]), scale, 1.0, 2) == []
     assert pick(pool, np.array([[0.5, 0.0]]), scale, 1.0, 2) == [1]

@@ -48,6 +48,14 @@ def test_a_request_survives_json(bounds: dict[str, Any]) -> None:
         ('{"preference": [1, Infinity]}', "non-negative weights"),
         ('{"preference": [1, 1, 1]}', "preference"),
         ('{"preference": [1, 1], "max_kl": 0.1}', "not both"),
+        ('{"preference": {}, "kept": 0.5}', "non-negative weights, not all zero"),
+        ('{"preference": {"code": -1, "size": 2}}', "non-negative weights, not all zero"),
+        ('{"preference": {"code": "much"}, "kept": 0.5}', "preference.code: "),
+        ('{"preference": {"code": 1}}', "needs a bound on size, or max_kl"),
+        ('{"preference": {"code": 1, "size": 1}, "max_kl": 0.1}', "not both"),
+        ('{"max_kl": {}}', "max_kl: .*at least 1"),
+        ('{"max_kl": {"code": 0}}', "max_kl.code: .*greater than 0"),
+        ('{"max_kl": "small"}', "max_kl: .*number"),
     ],
 )
 def test_errors_name_the_place_and_the_field_in_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -58,6 +66,23 @@ def test_errors_name_the_place_and_the_field_in_one_line(text: str, message: str
     with pytest.raises(RequestError, match=message) as caught:
         read_requests(file)
     assert str(caught.value).startswith(f"{file}, line 3: ") and "\n" not in str(caught.value)
+
+
+NAMES = st.sampled_from(["size", "code", "prose"])
+
+
+@given(
+    st.dictionaries(NAMES, st.floats(1e-3, 1e6), min_size=1),
+    st.dictionaries(NAMES, st.floats(1e-6, 10), min_size=1),
+    st.booleans(),
+)
+def test_preferences_and_bounds_by_name_survive_json(
+    weights: dict[str, float], bounds: dict[str, float], bounded: bool
+) -> None:
+    request = Request(preference=weights, kept=0.5)
+    assert parse_request(request.model_dump_json()) == request and request.weighs_size == ("size" in weights)
+    request = Request(max_kl=bounds, kept=0.5 if bounded else None)
+    assert parse_request(request.model_dump_json()) == request and request.bounds_size == bounded
 
 
 def test_a_file_is_read_in_order_without_its_blank_lines(tmp_path: Path) -> None:

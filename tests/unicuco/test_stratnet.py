@@ -10,7 +10,15 @@ from tests.unicuco.synthetic import KnownDamage, make_space
 from unicuco.allocation import allocate
 from unicuco.objectives import Scale, site_shares, tchebycheff
 from unicuco.proposals import budgets_of, first_design, make_teachers, uniform
-from unicuco.stratnet import StratNet, StratNetConfig, balanced_preference, draw_preferences, train_stratnet
+from unicuco.qualities import Qualities
+from unicuco.stratnet import (
+    StratNet,
+    StratNetConfig,
+    balanced_preference,
+    draw_preferences,
+    spread_preferences,
+    train_stratnet,
+)
 from unicuco.surrogate import Surrogate
 
 SPACE = make_space(4)
@@ -20,16 +28,16 @@ SHARES = torch.as_tensor(site_shares(SPACE))
 
 
 @pytest.fixture(scope="module")
-def surrogate() -> Surrogate:
+def qualities() -> Qualities:
     levels = np.array([p for p, _ in first_design(SPACE, MODEL.table, 50, 0.4, np.random.default_rng(0))])
-    return Surrogate(SPACE, MODEL.table).fit(levels, MODEL.kl(levels))
+    return Qualities.of_mean(Surrogate(SPACE, MODEL.table).fit(levels, MODEL.kl(levels)))
 
 
 @pytest.fixture(scope="module")
 def scale() -> Scale:
     ends = allocate(SPACE, MODEL.truth, budgets_of(SPACE, np.array([0.97, 0.4])))
     low, high = np.log(MODEL.kl(ends))
-    return Scale(0.4, float(low), float(high))
+    return Scale(0.4, (float(low),), (float(high),))
 
 
 def fresh() -> StratNet:
@@ -37,11 +45,11 @@ def fresh() -> StratNet:
     return StratNet(2, SPACE.num_sites, CONFIG.width)
 
 
-def train(surrogate: Surrogate, scale: Scale, net: StratNet | None = None, **changes: object) -> tuple[StratNet, float]:
+def train(qualities: Qualities, scale: Scale, net: StratNet | None = None, **changes: object) -> tuple[StratNet, float]:
     config = CONFIG.model_copy(update=changes)
-    teachers = make_teachers(SPACE, surrogate, scale) if config.teaching else None
     generator = torch.Generator().manual_seed(0)
-    return train_stratnet(net or fresh(), surrogate, SHARES, scale, teachers, config, generator)
+    teachers = make_teachers(SPACE, qualities, scale, generator) if config.teaching else None
+    return train_stratnet(net or fresh(), qualities, SHARES, scale, teachers, config, generator)
 
 
 def answers(net: StratNet, kept: np.ndarray) -> np.ndarray:
@@ -54,8 +62,8 @@ def answers(net: StratNet, kept: np.ndarray) -> np.ndarray:
     return SPACE.project(strategies[chosen].numpy(), {"params": budgets_of(SPACE, kept)})
 
 
-def test_it_learns_a_known_front(surrogate: Surrogate, scale: Scale) -> None:
-    net, _ = train(surrogate, scale)
+def test_it_learns_a_known_front(qualities: Qualities, scale: Scale) -> None:
+    net, _ = train(qualities, scale)
     kept = np.linspace(0.45, 0.9, 10)
     found = MODEL.kl(answers(net, kept))
     best = MODEL.kl(allocate(SPACE, MODEL.truth, budgets_of(SPACE, kept)))
@@ -64,35 +72,35 @@ def test_it_learns_a_known_front(surrogate: Surrogate, scale: Scale) -> None:
     assert (found < alike).mean() >= 0.8 and found.sum() < 0.9 * alike.sum()
 
 
-def test_without_teachers_it_still_learns(surrogate: Surrogate, scale: Scale) -> None:
+def test_without_teachers_it_still_learns(qualities: Qualities, scale: Scale) -> None:
     """The paper's form: only the Tchebycheff value through the surrogate."""
     kept = np.linspace(0.5, 0.9, 8)
-    net, _ = train(surrogate, scale, teaching=0.0)
+    net, _ = train(qualities, scale, teaching=0.0)
     best = MODEL.kl(allocate(SPACE, MODEL.truth, budgets_of(SPACE, kept)))
     assert MODEL.kl(answers(net, kept)).sum() < 1.15 * best.sum() < MODEL.kl(answers(fresh(), kept)).sum()
 
 
-def test_heavier_weights_on_size_give_smaller_models(surrogate: Surrogate, scale: Scale) -> None:
-    net, _ = train(surrogate, scale)
+def test_heavier_weights_on_size_give_smaller_models(qualities: Qualities, scale: Scale) -> None:
+    net, _ = train(qualities, scale)
     weight = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
     with torch.no_grad():
         kept = 1 - net(torch.stack([weight, 1 - weight], -1)) @ SHARES
     assert (kept.diff() < 0.02).all() and kept[0] > 0.9 and kept[-1] < 0.5
 
 
-def test_training_lowers_the_loss_and_leaves_the_given_net_alone(surrogate: Surrogate, scale: Scale) -> None:
+def test_training_lowers_the_loss_and_leaves_the_given_net_alone(qualities: Qualities, scale: Scale) -> None:
     net = fresh()
     before = [p.clone() for p in net.parameters()]
-    trained, after_long = train(surrogate, scale, net)
-    _, after_short = train(surrogate, scale, net, steps=5)
+    trained, after_long = train(qualities, scale, net)
+    _, after_short = train(qualities, scale, net, steps=5)
     assert after_long < 0.7 * after_short
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
-    _, warm = train(surrogate, scale, trained, steps=5)
+    _, warm = train(qualities, scale, trained, steps=5)
     assert warm < after_short, "a warm start begins where the last training ended"
 
 
-def test_training_is_reproducible(surrogate: Surrogate, scale: Scale) -> None:
-    one, two = train(surrogate, scale, steps=20), train(surrogate, scale, steps=20)
+def test_training_is_reproducible(qualities: Qualities, scale: Scale) -> None:
+    one, two = train(qualities, scale, steps=20), train(qualities, scale, steps=20)
     assert one[1] == two[1]
     assert all(torch.equal(a, b) for a, b in zip(one[0].parameters(), two[0].parameters(), strict=True))
 
@@ -117,7 +125,8 @@ def test_the_balanced_preference_is_where_the_point_is_optimal() -> None:
     """On the front f₂ = 1 − f₁, the point is the Tchebycheff optimum at its balanced preference."""
     first = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     line = torch.stack([first, 1 - first], -1)
-    for i, preference in enumerate(balanced_preference(line[:, 0], line[:, 1])):
+    alone = torch.ones(19, 1, dtype=torch.float64)
+    for i, preference in enumerate(balanced_preference(line, alone)):
         assert int(tchebycheff(preference.expand(19, 2), line, 0.0).argmin()) == i
 
 
@@ -128,3 +137,29 @@ def test_strategies_stay_within_what_sites_can_lose() -> None:
     answer = net(torch.tensor([[0.5, 0.5]], dtype=torch.float64))
     torch.testing.assert_close(answer, deepest[None])
     assert "deepest" not in net.state_dict(), "policies from before it would no longer load"
+
+
+def test_with_several_qualities_the_shares_stay_and_size_is_balanced() -> None:
+    shares = draw_preferences(50, torch.Generator().manual_seed(0), 3)
+    values = torch.rand(50, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.01
+    preference = balanced_preference(values, shares)
+    torch.testing.assert_close(preference.sum(-1), torch.ones(50, dtype=torch.float64))
+    torch.testing.assert_close(preference[:, 1:] / preference[:, 1:].sum(-1, keepdim=True), shares)
+    weighted = preference * values
+    torch.testing.assert_close(weighted[:, 0], weighted[:, 1:].sum(-1))
+
+
+def test_training_preferences_reach_small_models_whatever_the_number_of_qualities() -> None:
+    for objectives in (2, 3, 5):
+        drawn = spread_preferences(4000, torch.Generator().manual_seed(0), objectives)
+        assert drawn.shape == (4000, objectives) and (drawn >= 0).all()
+        torch.testing.assert_close(drawn.sum(-1), torch.ones(4000, dtype=torch.float64))
+        assert abs((drawn[:, 0] > 0.5).double().mean() - 0.5) < 0.03
+
+
+def test_shares_still_count_where_size_is_nearly_everything() -> None:
+    torch.manual_seed(0)
+    net = StratNet(3, SPACE.num_sites, 64)
+    small = torch.tensor([[0.999, 0.001, 0.0], [0.999, 0.0, 0.001], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    one, other, none = net(small)
+    assert (one - other).abs().max() > 0.01 and torch.isfinite(none).all()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unicuco.report.accuracy import draw_accuracy
+from unicuco.report.domains import draw_domains
 from unicuco.report.front import draw_front
 from unicuco.report.progress import draw_progress
 from unicuco.report.run import HeldOut, Run, read_run
@@ -21,7 +22,7 @@ from unicuco.storage import atomic_file
 _WIDE = ("Preparation", "Versions", "Command")
 """Facts that need a line of their own."""
 
-PICTURES = (draw_front, draw_strategies, draw_accuracy, draw_progress)
+PICTURES = (draw_front, draw_domains, draw_strategies, draw_accuracy, draw_progress)
 
 
 def write_report(run: Path, target: Path | None = None) -> Path:
@@ -40,7 +41,7 @@ def write_report(run: Path, target: Path | None = None) -> Path:
     """
     found = read_run(run)
     folder = Path(target) if target is not None else found.folder / "report"
-    pictures = [draw(found) for draw in PICTURES]
+    pictures = [picture for draw in PICTURES if (picture := draw(found)) is not None]
     images: dict[str, bytes] = {}
     for picture in pictures:
         path = folder / f"{picture.name}.png"

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ from unicuco.space import SearchSpace, Shape, Size, SpaceConfig
 
 PREDICTED_SIZES = 40
 """Points at which the policy's front is drawn."""
+PREFERRED_SIZES = (0.9, 0.8, 0.7, 0.6, 0.5)
+PREFERRED_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+"""Sizes, and shares of one domain against another, for which the policy is asked where domains are objectives."""
 
 
 class HeldOut(BaseModel):
@@ -61,6 +65,18 @@ class Predicted(NamedTuple):
     kl_high: float
 
 
+class Preferred(NamedTuple):
+    """What the policy promises where ``first`` counts ``share``, ``second`` the rest; nats per token, fresh text."""
+
+    bound: float
+    kept: float
+    first: str
+    second: str
+    share: float
+    kl_first: float
+    kl_second: float
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run folder holds.
@@ -71,6 +87,7 @@ class Run:
         heldout: by ``kept``, largest first.
         space: the search space, once the run has saved a policy.
         predicted: the policy's own front, smallest first; empty without a policy.
+        preferred: its answers where one domain is preferred to another; empty where domains are no objectives.
         notes: one sentence for each thing that could not be read and is left out.
     """
 
@@ -81,12 +98,18 @@ class Run:
     heldout: list[HeldOut] = field(default_factory=list)
     space: SearchSpace | None = None
     predicted: list[Predicted] = field(default_factory=list)
+    preferred: list[Preferred] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @cached_property
     def front(self) -> list[Evaluation]:
         """Evaluations that no other one beats in both kept and KL, smallest first."""
         return pareto_front(self.evaluations)
+
+    @cached_property
+    def domains(self) -> tuple[str, ...]:
+        """The calibration domains, as the evaluations name them."""
+        return next((e.domains for e in self.evaluations if e.domains), ())
 
     def setting(self, *names: str) -> Any:
         """The setting nearest to the top of ``run.json`` that has one of ``names``; ``None`` when there is none."""
@@ -137,6 +160,7 @@ def read_run(folder: Path) -> Run:
     if not isinstance(settings, dict):
         raise EvaluationLogError(f"{folder / 'run.json'} is broken: it holds no JSON object.")
     notes: list[str] = []
+    predicted, preferred = _ask_policy(folder / "policy", notes)
     return Run(
         folder=folder,
         settings=settings,
@@ -144,7 +168,8 @@ def read_run(folder: Path) -> Run:
         progress=_read_progress(folder / "progress.jsonl", notes),
         heldout=_read_heldout(folder / "heldout.json"),
         space=_read_space(folder / "policy" / "policy.json", notes),
-        predicted=_ask_policy(folder / "policy", notes),
+        predicted=predicted,
+        preferred=preferred,
         notes=notes,
     )
 
@@ -193,17 +218,28 @@ def _read_space(path: Path, notes: list[str]) -> SearchSpace | None:
         return None
 
 
-def _ask_policy(folder: Path, notes: list[str]) -> list[Predicted]:
-    """The policy's answers to a ladder of sizes."""
+def _ask_policy(folder: Path, notes: list[str]) -> tuple[list[Predicted], list[Preferred]]:
+    """The policy's answers to a ladder of sizes, and to preferences between every two domains."""
     if not (folder / "stratnet.safetensors").is_file():
-        return []
+        return [], []
     from unicuco.policy import Policy  # brings torch and gpytorch
 
     try:
         policy = Policy.load(folder)
     except PolicyError as error:
         notes.append(f"The policy's own predictions are left out: {error}")
-        return []
+        return [], []
     sizes = np.linspace(policy.scale.kept_low, 0.98, PREDICTED_SIZES)
     answers = policy.answer([Request(kept=float(kept)) for kept in sizes])
-    return [Predicted(a.kept, a.kl, a.kl_low, a.kl_high) for a in answers if a.feasible]
+    predicted = [Predicted(a.kept, a.kl, a.kl_low, a.kl_high) for a in answers if a.feasible]
+    names = policy.qualities.names if policy.parts.domains else ()
+    preferred = []
+    for first, second in combinations(names, 2):
+        asked = [
+            (size, share) for size in PREFERRED_SIZES for share in PREFERRED_SHARES if size >= policy.scale.kept_low
+        ]
+        requests = [Request(kept=size, preference={first: share, second: 1 - share}) for size, share in asked]
+        for (size, share), a in zip(asked, policy.answer(requests), strict=True):
+            kls = (a.domains[first].kl, a.domains[second].kl)
+            preferred.append(Preferred(size, a.kept, first, second, share, *kls))
+    return predicted, preferred
