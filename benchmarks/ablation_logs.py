@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +25,8 @@ from unicuco.surrogate import NOISE_FLOOR, Surrogate, SurrogateConfig
 SHARES = (0.2, 0.4, 0.7)
 LEAST, MOST = 0.4, 0.97
 """Kept shares of others' strategies that count: what a search covers."""
+RIVAL = "oracle"
+"""Origin of what rivals measured (unicuco/baselines/cached.py)."""
 FORMS: dict[str, tuple[str, bool, dict[str, float]]] = {
     "as it is": ("damage", True, {}),
     "margins left out": ("damage", False, {}),
@@ -34,9 +37,23 @@ FORMS: dict[str, tuple[str, bool, dict[str, float]]] = {
 """Name -> mean, whether margins are read, constants of ``unicuco.damage``."""
 
 
+@contextmanager
+def constants(changed: dict[str, Any]) -> Iterator[None]:
+    """``unicuco.damage`` with other constants; one that is not there any more is an error."""
+    with ExitStack() as stack:
+        for name, value in changed.items():
+            stack.enter_context(patch.object(damage, name, value))
+        yield
+
+
 def log_errors(folder: Path, others: Path | None) -> dict[str, Any]:
-    """RMSE of log KL per form, ``later`` in the same log and of ``others``' strategies, after each of ``SHARES``."""
+    """RMSE of log KL per form, ``later`` in the same log and of ``others``' strategies, after each of ``SHARES``.
+
+    A cache of ``benchmarks.search`` may be either: of it as a log, what a learner proposed counts, the rest is others'.
+    """
     space, table, done = read_log(folder)
+    done = [e for e in done if e.origin != RIVAL]
+    done = [e for e in done if e.windows == done[0].windows]
     dense = [e for e in done if not any(e.levels)]
     done = [e for e in done if any(e.levels)]
     tests: dict[str, list[Evaluation]] = {}
@@ -55,7 +72,7 @@ def log_errors(folder: Path, others: Path | None) -> dict[str, Any]:
         errors: dict[str, list[float]] = {}
         for share in SHARES:
             first = max(8, round(share * len(done)))
-            with patch.multiple(damage, **changed):
+            with constants(changed):
                 surrogate = _fit(space, table, done[:first], mean, margins)
                 for kind, rows in {"later": done[first:], **tests}.items():
                     if rows:

@@ -20,19 +20,16 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from benchmarks.ablation_logs import FORMS, SHARES, log_errors
+from benchmarks.ablation_logs import FORMS, SHARES, constants, log_errors
 from benchmarks.harness import DEMO_RUN, console, demo_policy, finish, parser, surroundings
 from benchmarks.made_up import MARGIN_GROUPS, MadeUp, make_space
-from unicuco import damage
 from unicuco.allocation import allocate
 from unicuco.baselines.uniform import LADDER, uniform
 from unicuco.evaluations import EvaluationLog
@@ -63,15 +60,6 @@ VARIANTS: dict[str, tuple[Settings, Settings]] = {
     "optimism 2": ({"optimism": 2.0}, {}),
 }
 """Name -> settings of the learner, and constants of ``unicuco.damage``."""
-
-
-@contextmanager
-def constants(changed: Settings) -> Iterator[None]:
-    """``unicuco.damage`` with other constants; one that is not there any more is an error."""
-    with ExitStack() as stack:
-        for name, value in changed.items():
-            stack.enter_context(patch.object(damage, name, value))
-        yield
 
 
 def search(model: MadeUp, seed: int, settings: Settings) -> Policy:
