@@ -35,11 +35,12 @@ class KnownDamage:
 
     Attributes:
         table: D, ``num_sites x max_levels``; 0 at dense, growing with the level.
-        truth: w D, likewise.
+        truth: w D, likewise, on all text.
+        luck: how far log weights on one draw of windows are from those on all text.
     """
 
-    def __init__(self, space: SearchSpace, seed: int = 0, spread: float = 0.8) -> None:
-        self.space = space
+    def __init__(self, space: SearchSpace, seed: int = 0, spread: float = 0.8, luck: float = 0.0) -> None:
+        self.space, self.seed, self.luck = space, seed, luck
         rng = np.random.default_rng(seed)
         sparsity = np.where(np.isinf(space.levels), 1.0, space.levels)
         size = np.exp(rng.normal(-2.5, 0.7, space.num_sites))
@@ -47,23 +48,30 @@ class KnownDamage:
         self.table = size[:, None] * np.expm1(bend[:, None] * sparsity) / np.expm1(bend)[:, None]
         self.truth = self.table * np.exp(rng.normal(0, spread, space.num_sites))[:, None]
 
-    def kl(self, levels: np.ndarray) -> np.ndarray:
-        """Of level indices ``n x num_sites``."""
-        return self.truth[np.arange(self.space.num_sites), np.atleast_2d(levels)].sum(axis=1)
+    def on_draw(self, draw: int) -> np.ndarray:
+        """The truth on one draw of windows (``num_sites x max_levels``): -1 the search windows, else a margin group."""
+        luck = np.random.default_rng([self.seed, 1 + draw]).normal(0, self.luck, self.space.num_sites)
+        return self.truth * np.exp(luck)[:, None]
 
-    def margins(self, levels: np.ndarray) -> np.ndarray:
+    def kl(self, levels: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
+        """Of level indices ``n x num_sites``, on all text or where ``truth`` holds."""
+        truth = self.truth if truth is None else truth
+        return truth[np.arange(self.space.num_sites), np.atleast_2d(levels)].sum(axis=1)
+
+    def margins(self, levels: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """First-order changes as they are where each site's error is an orthogonal projection (``num_sites x levels``).
 
         Pruning more adds an error orthogonal to the one that is there: no first order. Giving back undoes a part of it:
         twice what that part costs, of which the second order takes one back.
         """
-        own = self.truth[np.arange(self.space.num_sites), levels][:, None]
-        return np.where(self.truth < own, -2 * (own - self.truth), 0.0)
+        own = truth[np.arange(self.space.num_sites), levels][:, None]
+        return np.where(truth < own, -2 * (own - truth), 0.0)
 
     def evaluation(self, candidate: Candidate) -> Evaluation:
         """What an evaluator of this model would measure, on four windows that differ by a few percent."""
         levels = np.array(candidate.levels)
-        kl = float(self.kl(levels)[0])
+        kl = float(self.kl(levels, self.on_draw(-1))[0])
+        there = self.on_draw(candidate.margin_group)
         return Evaluation(
             eval_id=candidate.eval_id, levels=candidate.levels, origin=candidate.origin,
             params=int(self.space.total(levels)), kept=float(self.space.kept(levels)), kl=kl, kl_reverse=1.1 * kl,
@@ -73,8 +81,8 @@ class KnownDamage:
             window_kl=tuple(kl * factor for factor in (0.95, 0.98, 1.02, 1.05)),
             predicted_log_kl=candidate.predicted_log_kl, predicted_sigma=candidate.predicted_sigma,
             policy_version=candidate.policy_version, margin_group=candidate.margin_group,
-            margins_kl=kl if candidate.margin_group >= 0 else np.nan,
-            margins=tuple(self.margins(levels).flatten()) if candidate.margin_group >= 0 else (),
+            margins_kl=float(self.kl(levels, there)[0]) if candidate.margin_group >= 0 else np.nan,
+            margins=tuple(self.margins(levels, there).flatten()) if candidate.margin_group >= 0 else (),
             finished=float(candidate.eval_id) if candidate.eval_id.isdigit() else 0.0,
         )  # fmt: skip
 
