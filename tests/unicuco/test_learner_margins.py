@@ -68,7 +68,7 @@ def test_none_are_asked_for_where_sites_are_kept_or_dropped(tmp_path: Path) -> N
 
 
 def test_where_windows_differ_margins_earn_more_than_they_cost(tmp_path: Path) -> None:
-    """All evaluations share the search windows' peculiarities; margins see other windows, and answers are for all text."""
+    """Evaluations share the search windows' peculiarities; margins see other windows, and answers are for all text."""
     model = KnownDamage(SPACE, seed=3, spread=0.4, luck=0.35)
     sizes = np.linspace(0.5, 0.9, 9)
     budgets = budgets_of(SPACE, sizes)
