@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from unicuco.evaluations import Candidate, Evaluation
 
 T = TypeVar("T")
-SWITCH_SECONDS = 0.0005
-"""How long a thread may keep the interpreter while another waits. Python's 5 ms come again at every system call: a file
-written and synced while training runs took a tenth of a second."""
 PREDECESSOR_SECONDS = 60.0
 """How long to wait for the learner of a killed run to be gone."""
 
@@ -172,7 +168,6 @@ class LearnerActor:
             raise LearnerStartError(
                 f"Another learner still writes to {self._policy.parent}; wait for it to end, or end it."
             ) from error
-        sys.setswitchinterval(SWITCH_SECONDS)
         return self._factory.build()
 
     async def _started(self) -> LearnerLike:

@@ -15,7 +15,6 @@ as if evaluations came back. Per cell:
 from __future__ import annotations
 
 import dataclasses
-import sys
 import tempfile
 import threading
 import time
@@ -27,7 +26,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from actors.learner import SWITCH_SECONDS
 from benchmarks.harness import console, finish, parser, surroundings
 from unicuco.evaluations import Candidate, Evaluation, EvaluationLog, write_evaluations
 from unicuco.learner import Learner, LearnerConfig
@@ -104,7 +102,6 @@ def main() -> None:
     options.add_argument("--sites", type=int, nargs="+", default=SITES)
     options.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
     given = options.parse_args()
-    sys.setswitchinterval(SWITCH_SECONDS)  # as the learner actor does
     cells = [measure(sites, count) for sites in given.sites for count in given.evaluations]
     rows = [
         (
