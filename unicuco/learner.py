@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel as Config
 from pydantic import ConfigDict, Field
 
+from unicuco.bases import Bases
 from unicuco.evaluations import MARGINS_COST, Candidate, Evaluation, EvaluationLog
 from unicuco.measured_front import MeasuredFront
 from unicuco.policy import Policy
@@ -29,11 +30,6 @@ from unicuco.refit import Queue, propose, refit
 from unicuco.space import SearchSpace
 from unicuco.stratnet import StratNet, StratNetConfig
 from unicuco.surrogate import SurrogateConfig
-
-BEST_KNOWN = ("prior", "stratnet", "allocation", "thompson")
-"""Origins of proposals that are somebody's best guess, not a disturbed one."""
-BASES_APART = 3
-"""Margins keep their distance in size from so many before them."""
 
 
 class LearnerConfig(Config):
@@ -135,7 +131,7 @@ class Learner:
         """The domains that are objectives of their own."""
         # A site that is kept or dropped has a level on one side only: margins would teach nothing of it.
         useless = plain or space.is_binary or bool(self.domains) or config.margins == 0
-        self._margin_groups = 0 if useless else margin_groups
+        margin_groups = 0 if useless else margin_groups
         self.provenance = provenance or {}
         self._damage = None if plain else damage
         self._lock = threading.RLock()
@@ -145,7 +141,8 @@ class Learner:
         self._running: dict[str, Candidate] = {}
         self._failed: dict[str, Candidate] = {}
         self._again: deque[Candidate] = deque()
-        self._bases = [e.kept for e in self._done.values() if e.margin_group >= 0]
+        known = [e.kept for e in self._done.values() if e.margin_group >= 0]
+        self._bases = Bases(margin_groups, config.margins, config.evaluations, config.kept_low, known)
         self._taken = {strategy_key(e.levels_array()) for e in self._done.values()}
         self._next_id = 1 + max((_number(eval_id) for eval_id in self._done), default=-1)
         self._version = max((e.policy_version for e in self._done.values()), default=0)
@@ -156,11 +153,11 @@ class Learner:
         torch.manual_seed(config.seed)
         deepest = torch.as_tensor(space.deepest)
         self._net = StratNet(1 + max(len(self.domains), 1), space.num_sites, config.stratnet.width, deepest)
-        self._first_count = config.first_count(bool(self._margin_groups))
+        self._first_count = config.first_count(margin_groups > 0)
         singles = space.num_sites + 2  # every drop alone, where that is affordable
         if space.is_binary and not plain and config.first is None and singles <= 0.85 * config.evaluations:
             self._first_count = max(self._first_count, singles)
-        design = first_design(space, self._damage, self._first_count, config.kept_low, rng, not self._margin_groups)
+        design = first_design(space, self._damage, self._first_count, config.kept_low, rng, not margin_groups)
         self._queue: deque[tuple[Proposal, float, float]] = deque((p, math.nan, math.nan) for p in design)
         self._spare = rng
 
@@ -264,7 +261,7 @@ class Learner:
             mean,
             deviation,
             self._version,
-            self._margin_group(levels, origin),
+            self._bases.choose(float(self.space.kept(levels)), origin, self._spent()),
         )
         self._next_id += 1
         return candidate
@@ -276,27 +273,6 @@ class Learner:
                 return entry
         levels = improvise(self.space, self._damage, self.config.kept_low, self._taken, self._spare)
         return (levels, "improvised"), math.nan, math.nan
-
-    def _margin_group(self, levels: np.ndarray, origin: str) -> int:
-        """Whether a new candidate measures margins too, and on which windows; -1: no.
-
-        Margins are spread evenly over the run and over the sizes, at strategies that are thought to be best: what they
-        say holds around a strategy, and around bad ones nobody will look again.
-        """
-        if not self._margin_groups or origin not in BEST_KNOWN:
-            return -1
-        spent, budget = self._spent(), self.config.evaluations
-        asked = MARGINS_COST * (len(self._bases) + 1)
-        if asked > self.config.margins * min(budget, 1.5 * (spent + 8)) or spent + 1 + MARGINS_COST > budget:
-            return -1
-        kept = float(self.space.kept(levels))
-        # The last few bases leave room for one more where the gap between them is widest.
-        recent = [self.config.kept_low - 0.1, 1.05, *self._bases[-BASES_APART:]]
-        gap = min(abs(kept - base) for base in recent)
-        if gap < (1 - self.config.kept_low) / (4 * (1 + min(len(self._bases), BASES_APART))):
-            return -1
-        self._bases.append(kept)
-        return (len(self._bases) - 1) % self._margin_groups
 
     # -- train: seconds, in one worker thread ---------------------------------------------------------------------
 
