@@ -51,7 +51,7 @@ VARIANTS: dict[str, tuple[Settings, Settings]] = {
     AS_IT_IS: ({}, {}),
     "plain GP": ({"surrogate": SurrogateConfig(mean="plain")}, {}),
     "margins: none": ({"margins": 0.0}, {}),
-    "margins: 0.15 of the budget": ({"margins": 0.15}, {}),
+    "margins: 0.3 of the budget": ({"margins": 0.3}, {}),
     "margins: 0.5 of the budget": ({"margins": 0.5}, {}),
     "weights do not drift": ({}, {"DRIFT": 0.0}),
     "neighbours unlike": ({}, {"NEIGHBOURS": 0.0}),
