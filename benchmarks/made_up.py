@@ -194,6 +194,7 @@ class _Blocks:
         pairs = params[0::2, : self.attention_levels, None] + params[1::2, None, : self.mlp_levels]
         self.num_sites = BLOCKS
         self.num_levels = np.full(BLOCKS, self.attention_levels * self.mlp_levels)
+        self.smallest = self.num_levels - 1
         self.tables = {"params": pairs.reshape(BLOCKS, -1)}
         self.fixed = space.fixed
 

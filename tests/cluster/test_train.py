@@ -219,7 +219,8 @@ def test_kill_of_the_whole_run_loses_nothing(ray_session: None, inputs: tuple[Pa
 def test_setup_errors_leave_no_run_behind(ray_session: None, inputs: tuple[Path, Path], tmp_path: Path) -> None:
     from actors.placement import PlacementError
     from cluster.training import train
-    from unicuco.errors import CalibrationError, ModelError
+    from unicuco.errors import CalibrationError, ModelError, SpaceError
+    from unicuco.levels import SpaceConfig
 
     run = tmp_path / "run"
     with pytest.raises(ModelError, match="No folder at"):
@@ -228,4 +229,8 @@ def test_setup_errors_leave_no_run_behind(ray_session: None, inputs: tuple[Path,
         train(config_of((inputs[0], tmp_path / "nowhere.txt"), run), quiet())
     with pytest.raises(PlacementError, match="No node of the cluster has room"):
         train(config_of(inputs, run, pool={"cpus": 64}), quiet())
+    config = config_of(inputs, run)
+    narrow = config.preparation.model_copy(update={"space": SpaceConfig(drop=False, neuron_multiple=256)})
+    with pytest.raises(SpaceError, match=r"kept_low is 0\.4"):
+        train(config.model_copy(update={"preparation": narrow}), quiet())
     assert not run.exists()

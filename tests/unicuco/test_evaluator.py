@@ -53,7 +53,14 @@ def test_every_measure_agrees_with_masked_weights_in_the_untouched_model(
         assert all(close(a, b) for a, b in zip(found.window_kl, forward.mean(1).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("space", [SpaceConfig(sites="block", neuron_multiple=32), SpaceConfig(pruner="depth")])
+@pytest.mark.parametrize(
+    "space",
+    [
+        SpaceConfig(sites="block", neuron_multiple=32),
+        SpaceConfig(pruner="depth"),
+        SpaceConfig(drop=False, neuron_multiple=32),
+    ],
+)
 def test_other_spaces_agree_with_masked_weights_too(
     space: SpaceConfig, load: Load, prepared: Prepared, model_folder: Callable[[str], Path]
 ) -> None:
