@@ -9,7 +9,7 @@ PYTEST ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BENCHMARKS := evaluator answers surrogate intervals checkpoints front scale_learner
+BENCHMARKS := evaluator answers margins surrogate intervals checkpoints front scale_learner
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench clean

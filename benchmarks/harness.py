@@ -19,7 +19,7 @@ from unicuco.storage import write_json
 
 MODEL = "smollm2"
 DEMO_RUN = Path("runs/demo")
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
