@@ -25,8 +25,8 @@ from unicuco.policy import Policy
 from unicuco.prune import find_preparation
 from unicuco.request import Answer, Request
 
-COUNT, GROUPS = 100, 8
-CONFIG = EvaluatorConfig(reference_bytes=0)  # hidden states: eight sets of log-probabilities are too many
+COUNT, GROUPS = 100, 25
+CONFIG = EvaluatorConfig(reference_bytes=0)  # hidden states: so many sets of log-probabilities are too many
 
 
 def make_requests(seed: int) -> list[Request]:

@@ -61,12 +61,15 @@ def sampling(evaluations: Sequence[Evaluation], kept: np.ndarray) -> Sampling:
         if e.margin_group >= 0 and e.margins_kl > ENOUGH_KL:
             gap = float(np.log(e.margins_kl / e.kl) / np.sqrt(shape(np.array([e.kept]))[0]))
             groups.setdefault(e.margin_group, []).append(gap)
-    draws = np.array([0.0, *(float(np.mean(gaps)) for gaps in groups.values())])  # the search windows' own gap is 0
+    draws = [[0.0], *groups.values()]  # the search windows' own gap is 0
+    center = float(np.mean([np.mean(gaps) for gaps in draws]))
+    # Strategy by strategy: a draw is not harder by the same factor for all of them.
+    squares = sum(float(np.mean((np.array(gaps) - center) ** 2)) for gaps in draws)
     freedom = windows - 1 + len(groups)
-    pooled = (typical * (windows - 1) + float(((draws - draws.mean()) ** 2).sum())) / freedom
+    pooled = (typical * (windows - 1) + squares) / freedom
     widened = pooled * (1 + 1 / len(draws)) * (_t90(freedom) / Z90) ** 2
     at = shape(kept)
-    return Sampling(draws.mean() * np.sqrt(at), widened * at)
+    return Sampling(center * np.sqrt(at), widened * at)
 
 
 def _t90(freedom: int) -> float:
