@@ -17,7 +17,7 @@ the wall time of every training and of 64 answers beside; what evolution does be
 Seconds are those of a machine that may have been busier on one day than on another: what a standard evaluation took
 stands beside, and where the two sides differ there the ratio is no figure. Held-out measurements are free for
 everybody. The policy is that of ``--policy-run``, a folder of ``benchmarks.search``
-whose contestant ``ours`` has finished (``runs/search/width-300-5-seed-0``), else one that is trained here.
+whose contestant ``ours`` has finished (``runs/search/mixed/300-5-seed-0``), else one that is trained here.
 
 Everything lies under ``--runs``, with a cache of its own; each finished rival in ``rival-REQUEST.json``. A benchmark
 that is cut off, by ``--minutes`` or otherwise, goes on where it stopped; more ``--rivals`` keep those there are.
@@ -140,7 +140,7 @@ def open_policy_run(given: Any, cache: EvaluationCache) -> tuple[Path, dict[str,
 
 def run(given: Any) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
     until = time.monotonic() + 60 * given.minutes
-    evaluator = open_evaluator("width", given.seed)
+    evaluator = open_evaluator("mixed", given.seed)
     space, heldout = evaluator.space, open_heldout(evaluator, WINDOWS)
     cache = EvaluationCache(evaluator, given.runs / "cache" / evaluator.preparation.digest[:16])
     policy_run, training = open_policy_run(given, cache)

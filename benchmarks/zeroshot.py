@@ -53,7 +53,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0, help="of the preparation that strategies belong to (default 0)")
     options.add_argument("--runs", type=Path, default=Path("runs/zeroshot"))
     given = options.parse_args()
-    evaluator = open_evaluator("width", given.seed)
+    evaluator = open_evaluator("mixed", given.seed)
     heldout = open_heldout(evaluator, WINDOWS)
     wanted = contestants(given, evaluator, heldout)
     tokens_heldout = heldout.num_tokens
