@@ -29,7 +29,8 @@ class Interacting(KnownDamage):
         super().__init__(space, seed)
         self.oracle = MadeUpOracle(space, 1e9, seed, num_windows=1, interaction=1.0)
 
-    def kl(self, levels: np.ndarray) -> np.ndarray:
+    def kl(self, levels: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
+        """The oracle's, on all draws alike: this model has no luck of windows, so ``truth`` is the same everywhere."""
         return np.array([self.oracle.truth(row) for row in np.atleast_2d(levels)])
 
 
