@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale_learner --json FILE [--sites 60 160 320] [--evaluations 100 500 2000]
 
-No base model: damages are made up, evaluations cost nothing, margins come with a seventh of them (the default share).
+No base model: damages are made up, evaluations cost nothing, margins come with a seventh of them (0.3 of the budget).
 Training and saving the policy run in one worker thread, as in the learner actor, while the main thread asks and tells
 as if evaluations came back. Per cell:
 
