@@ -2,7 +2,8 @@
 
     python -m benchmarks.scale_learner --json FILE [--sites 60 160 320] [--evaluations 100 500 2000]
 
-No base model: damages are made up, evaluations cost nothing, margins come with a seventh of them (0.3 of the budget).
+No base model: damages are made up, evaluations cost nothing, and each has margins, as it is with 0.75 of the budget for
+them (an evaluation costs one, its margins three).
 Training and saving the policy run in one worker thread, as in the learner actor, while the main thread asks and tells
 as if evaluations came back. Per cell:
 
@@ -36,10 +37,8 @@ from unicuco.surrogate import Surrogate
 
 T = TypeVar("T")
 SITES, EVALUATIONS = (60, 160, 320), (100, 500, 2000)
-MARGINS_EVERY = 7
-"""One evaluation in so many has margins: three evaluations' cost each, 0.3 of the budget."""
 IDLE_TURNS = 100
-MARGIN_GROUPS = 4
+MARGIN_GROUPS = 24
 
 
 class MadeUpModel:
@@ -65,10 +64,9 @@ class MadeUpModel:
         wish = self._rng.random((count, self.space.num_sites))
         wish *= (1 - kept)[:, None] / wish.mean(axis=1, keepdims=True)
         levels = self.space.project(wish.clip(0, 1), {"params": budgets_of(self.space, kept)})
-        groups = [i // MARGINS_EVERY % MARGIN_GROUPS if i % MARGINS_EVERY == 0 else -1 for i in range(count)]
         return [
-            self.evaluate(Candidate(f"{i:06d}", tuple(row.tolist()), "disturbed", margin_group=group))
-            for i, (row, group) in enumerate(zip(levels, groups, strict=True))
+            self.evaluate(Candidate(f"{i:06d}", tuple(row.tolist()), "disturbed", margin_group=i % MARGIN_GROUPS))
+            for i, row in enumerate(levels)
         ]
 
     def evaluate(self, candidate: Candidate) -> Evaluation:
@@ -113,7 +111,7 @@ def main() -> None:
         )
         for cell in cells
     ]
-    about = surroundings(threads=torch.get_num_threads(), margins=f"1 in {MARGINS_EVERY}")
+    about = surroundings(threads=torch.get_num_threads(), margins="with every evaluation")
     worst = max(cell["ask_p99_ms"] for cell in cells)
     finish("The learner's scale", rows, {"cells": cells, "ask_p99_ms": worst, "surroundings": about}, given.json)
 

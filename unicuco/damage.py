@@ -54,6 +54,10 @@ class DamageModel(gpytorch.Module):
             prior = NormalPrior(torch.tensor(start, dtype=torch.float64), torch.tensor(spread, dtype=torch.float64))
             self.register_prior(f"{name}_prior", prior, name)
 
+    @property
+    def num_sites(self) -> int:
+        return len(self.kind)
+
     def site_damage(self, x: Tensor) -> Tensor:
         """Dᵢ(xᵢ), linear between levels (``... x num_sites``), differentiable in ``x``."""
         flat = x.clamp(0, 1).reshape(-1, x.shape[-1]).T.contiguous()  # num_sites x n

@@ -29,8 +29,7 @@ from unicuco.storage import atomic_folder, content_hash, write_json
 from unicuco.stratnet import StratNet
 from unicuco.surrogate import Surrogate, SurrogateConfig
 
-FORMAT = 2
-"""1: always two objectives, and a scale of single numbers; still read."""
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,9 @@ def load_parts(folder: Path) -> PolicyParts:
         folder = folder / "policy"  # a run folder was given
     try:
         about = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-        if about["format"] not in (1, FORMAT):
+        if about["format"] != FORMAT:
             raise PolicyError(
-                f"The policy at {folder} has format {about['format']}; this version reads 1 and {FORMAT}."
+                f"The policy at {folder} has format {about['format']}; this version reads {FORMAT}: train again."
             )
         space = SearchSpace(
             Geometry.model_validate(about["space"]["geometry"]),
@@ -138,8 +137,7 @@ def load_parts(folder: Path) -> PolicyParts:
 
 
 def _scale(saved: dict[str, Any]) -> Scale:
-    ends = (saved["log_kl_low"], saved["log_kl_high"])
-    low, high = ((float(end),) if isinstance(end, int | float) else tuple(map(float, end)) for end in ends)
+    low, high = (tuple(map(float, saved[end])) for end in ("log_kl_low", "log_kl_high"))
     return Scale(float(saved["kept_low"]), low, high)
 
 

@@ -17,6 +17,8 @@ STEP = 0.08
 """Sparsity between a strategy's level and the neighbours that a slope is taken over; at least one level."""
 ALIKE = 0.05
 """Slopes of one site around strategies whose kept shares are this near are averaged."""
+MOST_PER_UNIT = 4000
+"""Means of all sites per unit of kept share, at most: models of many sites average over more than ``ALIKE``."""
 WINDOW_LUCK = 0.35
 """How far a site's weight on one draw of windows is from its weight on all text, in logs (``benchmarks.margins``)."""
 OWN_ERROR, FLOOR = 0.15, 0.002
@@ -29,22 +31,24 @@ BEND_ERROR = 0.6
 
 @dataclass(frozen=True)
 class Slopes:
-    """Differences of log KL between two strategies that differ in one site, on both sides of a third.
+    """Differences of log KL between two strategies that differ in one site, on both sides of a third, their base.
+
+    All slopes of a base share its other sites, so each is stored as a site and two levels.
 
     Attributes:
-        x_up, x_down, x_base: sparsities (``n x num_sites``); ``x_up`` prunes more than ``x_base``, ``x_down`` less.
-        rise: log KL(x_up) − log KL(x_down), to first order around ``x_base`` (``n``).
+        bases: sparsities of the strategies around which slopes were measured (``num_bases x num_sites``).
+        base: row of ``bases`` that each slope belongs to (``n``).
+        site: the site that each is about (``n``).
+        up, down: its levels on both sides (``n``); ``up`` prunes more than the base does, ``down`` less.
+        rise: log KL(up) − log KL(down), to first order around the base (``n``).
     """
 
-    x_up: Tensor
-    x_down: Tensor
-    x_base: Tensor
+    bases: Tensor
+    base: Tensor
+    site: Tensor
+    up: Tensor
+    down: Tensor
     rise: Tensor
-
-    @property
-    def site(self) -> Tensor:
-        """The site that each slope is about (``n``)."""
-        return (self.x_up != self.x_down).int().argmax(-1)
 
     def __len__(self) -> int:
         return len(self.rise)
@@ -76,30 +80,21 @@ def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation]) -> Slopes
     A site that is dense or dropped has one direction only. Its margin then says what the other sites do to it and
     nothing of its own weight, so it gets no slope.
     """
-    up: list[np.ndarray] = []
-    down: list[np.ndarray] = []
-    base: list[np.ndarray] = []
+    bases: list[np.ndarray] = []
+    rows: list[tuple[int, int, int, int]] = []
     rise: list[float] = []
     for evaluation in evaluations:
         if not evaluation.margins or not evaluation.margins_kl > 0:
             continue
         levels = evaluation.levels_array()
         change = np.asarray(evaluation.margins, dtype=np.float64).reshape(space.levels.shape)
-        sparsity = space.sparsities(levels)
         for site, (less, more) in steps(space, levels).items():
-            for rows, level in ((up, more), (down, less)):
-                moved = sparsity.copy()
-                moved[site] = space.levels[site, level]
-                rows.append(moved)
-            base.append(sparsity)
+            rows.append((len(bases), site, more, less))
             rise.append((change[site, more] - change[site, less]) / evaluation.margins_kl)
-    shape = (len(rise), space.num_sites)
-    return Slopes(
-        torch.as_tensor(np.array(up).reshape(shape)),
-        torch.as_tensor(np.array(down).reshape(shape)),
-        torch.as_tensor(np.array(base).reshape(shape)),
-        torch.as_tensor(np.array(rise, dtype=np.float64)),
-    )
+        bases.append(space.sparsities(levels))
+    base, site, up, down = torch.as_tensor(np.array(rows, dtype=np.int64).reshape(-1, 4).T.copy())
+    around = torch.as_tensor(np.array(bases, dtype=np.float64).reshape(-1, space.num_sites))
+    return Slopes(around, base, site, up, down, torch.as_tensor(np.array(rise, dtype=np.float64)))
 
 
 def steps(space: SearchSpace, levels: np.ndarray) -> dict[int, tuple[int, int]]:
@@ -119,32 +114,69 @@ def average_slopes(slopes: Slopes, model: DamageModel) -> SlopeData:
 
     Errors: of its own, and the luck of its windows, a mean has the less the more it is a mean of. What all slopes of a
     kind, of a base or of a site have in common stays, whatever their number; so does a step too large for a slope.
+
+    Time and memory are those of ``num_bases x num_sites`` and ``num_rows x (num_bases + num_rows)``: a strategy that
+    differs from its base in one site is never written out.
     """
-    site, kept = slopes.site, model.kept(slopes.x_base)
-    size = (kept / ALIKE).round().long()
-    _, row = torch.unique(torch.stack([size, site], dim=-1), dim=0, return_inverse=True)
+    site, of = slopes.site, model.kept(slopes.bases)
+    size = (of / max(ALIKE, model.num_sites / MOST_PER_UNIT)).round().long()
+    keys, row = torch.unique(torch.stack([size[slopes.base], site], dim=-1), dim=0, return_inverse=True)
     count = torch.bincount(row).double()
 
     def mean(values: Tensor) -> Tensor:
-        total = torch.zeros(len(count), *values.shape[1:], dtype=torch.float64).index_add_(0, row, values.double())
-        return total / count.view(-1, *[1] * (values.dim() - 1))
+        return torch.zeros_like(count).index_add_(0, row, values) / count
 
-    up, down = slopes.x_up, slopes.x_down
-    pulls = model.shares(up) - model.shares(down)
-    promised = mean(model.log_kl(up) - model.log_kl(down) - pulls @ model.log_weight)
-    bend = mean(_second_order(slopes, model))
-    site, kind = mean(site).round().long(), mean(model.kind[site]).round().long()
-    same_base = (mean(size).round().long() * (int(model.kind.max()) + 1) + kind).unsqueeze(-1)
-    scale, alike = promised / count.sqrt(), (site[:, None] == site[None])
+    pulls = _pulls(slopes, model)
+    change = pulls.change - pulls.common * pulls.at_prior[slopes.base] - pulls.own * model.log_weight[site]
+    promised, bend = mean(change), mean(pulls.bend)
+    steps = torch.zeros(len(count), len(slopes.bases), dtype=torch.float64)
+    steps[row, slopes.base] = pulls.common / count[row]  # a base has one slope per site: nothing is overwritten
+    steps = steps @ pulls.terms
+    sites = keys[:, 1]
+    steps[torch.arange(len(count)), sites] += mean(pulls.own)
+    kind = model.kind[sites]
+    same_base = (keys[:, 0] * (int(model.kind.max()) + 1) + kind).unsqueeze(-1)
+    scale, alike = promised / count.sqrt(), (sites[:, None] == sites[None])
     error = SCALE_ERROR**2 * (same_base == same_base.T) * scale[:, None] * scale[None]
     always = SITE_ERROR**2 * alike + KIND_ERROR**2 * (kind[:, None] == kind[None])
     error = error + always * promised[:, None] * promised[None]
     lucky = (OWN_ERROR**2 + WINDOW_LUCK**2) * promised.square() + FLOOR**2
     error = error + (lucky / count + (BEND_ERROR * bend).square()).diag()
-    return SlopeData(mean(pulls), mean(kept), mean(slopes.rise) + bend - promised, error)
+    return SlopeData(steps, mean(of[slopes.base]), mean(slopes.rise) + bend - promised, error)
 
 
-def _second_order(slopes: Slopes, model: DamageModel) -> Tensor:
-    """What the second-order terms of both sides add to each slope, in log KL (unicuco/margins.py)."""
-    up, down, base = (model.terms(x).sum(-1) for x in (slopes.x_up, slopes.x_down, slopes.x_base))
-    return model.slope * (up + down - 2 * base) / (base + model.log_floor.exp())
+@dataclass(frozen=True)
+class _Pulls:
+    """What each slope is at the current weights: ``common`` times its base's terms, and ``own`` at its site.
+
+    Attributes:
+        terms: additive damages of the bases (``num_bases x num_sites``).
+        at_prior: their products with the sites' log weights (``num_bases``).
+        common, own: how a slope pulls at all sites' log weights, per term of its base, and further at its own (``n``).
+        change: promised change of log KL at the current weights (``n``).
+        bend: what the second-order terms of both sides add to it (``n``; unicuco/margins.py).
+    """
+
+    terms: Tensor
+    at_prior: Tensor
+    common: Tensor
+    own: Tensor
+    change: Tensor
+    bend: Tensor
+
+
+def _pulls(slopes: Slopes, model: DamageModel) -> _Pulls:
+    terms, slope, floor = model.terms(slopes.bases), model.slope, model.log_floor.exp()
+    table = model.additive_table(model.log_weight)
+    before = terms[slopes.base, slopes.site]
+    more, less = (table[slopes.site, level] - before for level in (slopes.up, slopes.down))
+    base = terms.sum(-1)[slopes.base] + floor
+    up, down = base + more, base + less
+    return _Pulls(
+        terms=terms,
+        at_prior=terms @ model.log_weight,
+        common=slope * (1 / up - 1 / down),
+        own=slope * (more / up - less / down),
+        change=slope * (up.log() - down.log()),
+        bend=slope * (more + less) / base,
+    )

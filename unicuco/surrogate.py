@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import fields
 from typing import Literal
 
 import gpytorch
@@ -289,9 +290,7 @@ class Surrogate:
         surrogate.model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
         surrogate._shift, surrogate._scale = shift, scale
         if "slopes.rise" in state:
-            surrogate._slopes = Slopes(
-                **{name: state[f"slopes.{name}"] for name in ("x_up", "x_down", "x_base", "rise")}
-            )
+            surrogate._slopes = Slopes(**{field.name: state[f"slopes.{field.name}"] for field in fields(Slopes)})
         surrogate._cache()
         surrogate.model.requires_grad_(False)
         return surrogate

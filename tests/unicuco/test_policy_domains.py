@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unicuco import tiny
-from tests.unicuco.synthetic import KnownDamage, KnownDomains, make_learner, make_space, search
+from tests.unicuco.synthetic import KnownDomains, make_learner, make_space, search
 from unicuco.allocation import allocate
 from unicuco.errors import PolicyError, RequestError
 from unicuco.evaluations import EvaluationLog
@@ -194,22 +194,6 @@ def test_parts_that_do_not_fit_are_refused(change: dict[str, Any], folder: Path,
     (broken / "domains.safetensors").unlink()
     with pytest.raises(PolicyError, match="policy at"):
         Policy.load(broken)
-
-
-def test_a_policy_of_the_first_format_still_answers(tmp_path: Path) -> None:
-    model = KnownDamage(SPACE, seed=4)
-    before = search(make_learner(tmp_path / "log", model, evaluations=16), model).policy()
-    before.save(tmp_path / "policy")
-    path = tmp_path / "policy" / "policy.json"
-    about = json.loads(path.read_text())
-    assert about.pop("domains") == [] and about["format"] == 2
-    scale = {name: value[0] if isinstance(value, list) else value for name, value in about["scale"].items()}
-    path.write_text(json.dumps(about | {"format": 1, "scale": scale}))
-    requests = [Request(kept=0.6), Request(preference=(1, 2)), Request(max_kl=0.2)]
-    assert [a.levels for a in Policy.load(tmp_path / "policy").answer(requests)] == [
-        a.levels for a in before.answer(requests)
-    ]
-    assert len(before.answer(requests)[0].preference) == 2 and before.answer(requests)[0].domains == {}
 
 
 def test_the_mean_form_stays_available(tmp_path: Path) -> None:
