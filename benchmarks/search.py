@@ -1,6 +1,6 @@
 """Our search against every rival on the same budget, on the same evaluator; judged on windows nobody searched on.
 
-    python -m benchmarks.search --evaluations 300 [--space blocks] [--only NAME ...] [--seeds 0 1 2] [--minutes N]
+    python -m benchmarks.search --evaluations 300 [--space depth] [--only NAME ...] [--seeds 0 1 2] [--minutes N]
                                 [--transfer NAME=FILE] [--recorded] [--json FILE]
 
 Budgets are full-forward-equivalent evaluations of the standard tokens, for all sizes together; ``evolution-5x`` gets as
@@ -50,7 +50,7 @@ TRANSFER_TOKENS, TRANSFER_WINDOW = 20480, 2048
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--evaluations", type=int, default=300)
-    options.add_argument("--space", choices=list(SPACES), default="mixed")
+    options.add_argument("--space", choices=[*SPACES, "depth"], default="mixed", help="depth: the same as blocks")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--only", nargs="+", help="run these contestants only")
     options.add_argument("--minutes", type=float, default=float("inf"), help="start no contestant after this long")
@@ -59,6 +59,7 @@ def main() -> None:
     options.add_argument("--recorded", action="store_true", help="take finished results from benchmarks/records")
     options.add_argument("--quick", action="store_true", help="one seed, three sizes")
     given = options.parse_args()
+    given.space = "blocks" if given.space == "depth" else given.space
     depth = SPACES[given.space].pruner == "depth"
     sizes = DEPTH_SIZES if depth else LADDER[::2] if given.quick else LADDER
     seeds = given.seeds[:1] if given.quick else given.seeds
