@@ -76,6 +76,10 @@ class Policy:
             for r, w, row, origin, asked, promised, budget in chosen
         ]
 
+    def check_request(self, request: Request) -> None:
+        """Raises RequestError where a request names an objective or a domain that this policy does not have."""
+        read_wish(request, self.qualities.names, self.domains)
+
     def predict(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predicted KL on fresh text and its 90 % interval (``n`` each) for level indices ``n x num_sites``."""
         mean, deviation = self._predict(levels)

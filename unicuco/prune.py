@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,83 @@ class Pruned:
     answer: Answer
     checkpoint: CheckpointReport
     measured: Measurement | None
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A base model pinned with its pruner: it writes any answer of policies with the same preparation."""
+
+    evaluator: Evaluator
+    tokenizer: Any
+
+    def write(
+        self,
+        request: Request,
+        answer: Answer,
+        target: Path,
+        layout: Layout = "hetero",
+        measure: bool = True,
+        replace: bool = False,
+        command: str | None = None,
+        stage: Callable[[str], None] = lambda name: None,
+    ) -> Pruned:
+        """Writes ``answer`` as a checkpoint at ``target``.
+
+        Args:
+            measure: measure KL and perplexity on held-out windows, for the model card.
+            stage: told what begins; what it raises ends the work, and nothing is left behind.
+
+        Raises:
+            StrategyError: levels that this space does not have; others: see ``write_checkpoint``.
+        """
+        evaluator = self.evaluator
+        levels = evaluator.space.check_levels(np.array(answer.levels))
+        shape = evaluator.space.shape(levels)
+        measured = None
+        if measure:
+            stage("measuring on fresh text")
+            measured = self._heldout.measure(shape)
+        preparation = evaluator.preparation
+        calibration = preparation.config.calibration.model_dump(mode="json")
+        card = CheckpointCard(
+            request=request.model_dump(mode="json", exclude_none=True, exclude={"id"}),
+            strategy=tuple(answer.strategy),
+            measured={} if measured is None else _figures(measured),
+            predicted={"kl": answer.kl, "kl_low": answer.kl_low, "kl_high": answer.kl_high}
+            | {f"kl_{name}": promise.kl for name, promise in answer.domains.items()},
+            calibration={**calibration, "dtype": evaluator.config.dtype, "heldout_windows_per_domain": WINDOWS},
+            preparation=preparation.digest,
+            command=command,
+        )
+        stage("writing and reloading")
+        checkpoint = write_checkpoint(
+            evaluator.base, self.tokenizer, evaluator.pruner, shape, Path(target), layout, card, replace=replace
+        )
+        return Pruned(answer, checkpoint, measured)
+
+    @cached_property
+    def _heldout(self) -> Evaluator:
+        return open_heldout(self.evaluator, WINDOWS)
+
+
+def pin(
+    policy: Policy, model: str | None = None, config: EvaluatorConfig | None = None, progress: Progress | None = None
+) -> Pinned:
+    """Loads and pins the base model of ``policy``.
+
+    Args:
+        model: where it lies, when not where it was trained; its content must be the same.
+
+    Raises:
+        PolicyError, ModelError, PreparationError: what is wrong with either.
+    """
+    config = config or EvaluatorConfig()
+    source = find_model(model or str(policy.parts.provenance.get("model", {}).get("spec", "")))
+    policy.check_model(source.digest, source.spec)
+    preparation = find_preparation(policy, source, config, progress)
+    base = load_base_model(source, config.dtype, config.device, config.trust_remote_code)
+    evaluator = Evaluator(source.spec, preparation.folder, config, base=base)
+    return Pinned(evaluator, load_tokenizer(source, config.trust_remote_code))
 
 
 def prune(
@@ -57,29 +136,8 @@ def prune(
     answer = policy.answer([request], bytes_per_param=DTYPES[config.dtype].itemsize)[0]
     if not answer.feasible:
         raise InfeasibleRequestError(answer.note)
-    source = find_model(model or str(policy.parts.provenance.get("model", {}).get("spec", "")))
-    policy.check_model(source.digest, source.spec)
-    preparation = find_preparation(policy, source, config, progress)
-    base = load_base_model(source, config.dtype, config.device, config.trust_remote_code)
-    evaluator = Evaluator(source.spec, preparation.folder, config, base=base)
-    shape = evaluator.space.shape(np.array(answer.levels))
-    measured = open_heldout(evaluator, WINDOWS).measure(shape) if measure else None
-    calibration = preparation.config.calibration.model_dump(mode="json")
-    card = CheckpointCard(
-        request=request.model_dump(mode="json", exclude_none=True, exclude={"id"}),
-        strategy=tuple(answer.strategy),
-        measured={} if measured is None else _figures(measured),
-        predicted={"kl": answer.kl, "kl_low": answer.kl_low, "kl_high": answer.kl_high}
-        | {f"kl_{name}": promise.kl for name, promise in answer.domains.items()},
-        calibration={**calibration, "dtype": config.dtype, "heldout_windows_per_domain": WINDOWS},
-        preparation=preparation.digest,
-        command=command,
-    )
-    tokenizer = load_tokenizer(source, config.trust_remote_code)
-    checkpoint = write_checkpoint(
-        evaluator.base, tokenizer, evaluator.pruner, shape, Path(target), layout, card, replace=replace
-    )
-    return Pruned(answer, checkpoint, measured)
+    pinned = pin(policy, model, config, progress)
+    return pinned.write(request, answer, target, layout, measure, replace, command)
 
 
 def find_preparation(

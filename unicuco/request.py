@@ -18,7 +18,8 @@ SIZE = "size"
 _TAGS = ("<by name>", "<plain>")
 _Either = Discriminator(lambda value: _TAGS[0] if isinstance(value, dict) else _TAGS[1])
 """Two forms of one field: an error speaks of the form that was given, not of both."""
-_Kl = Annotated[float, Field(gt=0)]
+_Kl = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(gt=0, lt=1 << 63)]
 
 
 class Request(BaseModel):
@@ -43,9 +44,9 @@ class Request(BaseModel):
     """Largest share of the blocks' parameters."""
     ratio: float | None = Field(default=None, gt=0, le=1)
     """Largest share of all parameters."""
-    params: int | None = Field(default=None, gt=0)
+    params: _Count | None = None
     """Largest number of parameters."""
-    bytes: int | None = Field(default=None, gt=0)
+    bytes: _Count | None = None
     """Largest size of the weights as stored, in bytes."""
     max_kl: Annotated[
         Annotated[dict[str, _Kl], Tag(_TAGS[0]), Field(min_length=1)] | Annotated[_Kl | None, Tag(_TAGS[1])], _Either
@@ -165,7 +166,7 @@ def parse_request(text: str, where: str = "The request") -> Request:
 
 
 def _are_weights(weights: list[float]) -> bool:
-    return all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
+    return all(w >= 0 for w in weights) and 0 < sum(weights) < math.inf
 
 
 def explain_validation(error: ValidationError) -> str:

@@ -1,0 +1,160 @@
+"""What a pruning replica does: keeps a base model pinned and turns answers into checkpoints in the storage.
+
+A finished folder is put in its place in one step, under a name that says what is in it; so a build that is repeated
+after a crash finds its own result, and equal checkpoints are one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any, cast
+
+from cluster.service.config import PolicyConfig
+from cluster.service.jobs import RESULT, Step
+from cluster.service.schemas import CheckpointFile, CheckpointResult
+from cluster.service.table import Build
+from unicuco.checkpoint import Layout
+from unicuco.checkpoint.card import PROVENANCE
+from unicuco.errors import UniCuCoError
+from unicuco.evaluations import Candidate, EvaluationLog
+from unicuco.evaluator import EvaluatorConfig
+from unicuco.policy import Policy
+from unicuco.prune import Pinned, Pruned, pin
+from unicuco.storage import content_hash, file_digest, write_json
+
+LOG = logging.getLogger("unicuco.service")
+
+
+class BuildStoppedError(Exception):
+    """Nobody waits for this build any more."""
+
+
+def build_key(policy: Policy, levels: list[int], layout: str, dtype: str) -> str:
+    """Equal for equal checkpoints, across policies and their versions."""
+    parts = policy.parts
+    prepared = parts.provenance.get("preparation", {}).get("digest", "")
+    return content_hash([parts.provenance.get("model", {}).get("digest", ""), prepared, levels, layout, dtype])[:32]
+
+
+class CheckpointBuilder:
+    """Builds checkpoints of one policy, one at a time."""
+
+    def __init__(self, config: PolicyConfig, storage: Path) -> None:
+        self._config, self._storage = config, Path(storage)
+        self._pinned: Pinned | None = None
+
+    def open(self) -> Pinned:
+        """Pins the base model; again only where the policy's preparation has changed.
+
+        Raises:
+            UniCuCoError: what is wrong with the policy, the model or the preparation.
+        """
+        policy = Policy.load(self._config.path)
+        wanted = policy.parts.provenance.get("preparation", {}).get("digest", "")
+        if self._pinned is None or self._pinned.evaluator.preparation.digest != wanted:
+            config = EvaluatorConfig(dtype=self._config.dtype, device=self._config.device, threads=self._config.threads)
+            self._pinned = None  # two base models may not fit
+            self._pinned = pin(policy, self._config.model, config)
+        return self._pinned
+
+    def build(self, order: Build) -> Iterator[Step]:
+        """The stages of a build, then its result. Closing the stream ends the build at its next stage.
+
+        Raises:
+            UniCuCoError: why it cannot be built; nothing is left behind.
+        """
+        steps: SimpleQueue[Step | BaseException] = SimpleQueue()
+        stop = Event()
+
+        def work() -> None:
+            try:
+                steps.put(self._make(order, steps, stop))
+            except BaseException as error:
+                steps.put(error)
+
+        thread = Thread(target=work, name=f"build-{order.build[:8]}")
+        thread.start()
+        try:
+            while True:
+                step = steps.get()
+                if isinstance(step, BaseException):
+                    raise step
+                yield step
+                if isinstance(step, CheckpointResult):
+                    return
+        finally:
+            stop.set()
+            thread.join()
+
+    def _make(self, order: Build, steps: SimpleQueue[Any], stop: Event) -> CheckpointResult:
+        began = time.monotonic()
+
+        def stage(name: str) -> None:
+            if stop.is_set():
+                raise BuildStoppedError
+            steps.put(name)
+
+        target = self._storage / order.build
+        if (found := read_result(target)) is not None:
+            return found
+        stage("pinning the base model")
+        pinned = self.open()
+        answer = order.answer
+        made = pinned.write(answer.request, answer, target, cast(Layout, order.layout), replace=True, stage=stage)
+        result = _result(made, target, time.monotonic() - began)
+        write_json(target.with_name(target.name + RESULT), result.model_dump())
+        stage("measuring for the run's log")
+        self._give_back(pinned, order)
+        return result
+
+    def _give_back(self, pinned: Pinned, order: Build) -> None:
+        """What was built is measured as training measures, and goes to the run's log, once."""
+        log = Path(self._config.path) / "evaluations"
+        candidate = Candidate(f"checkpoint-{order.build}", tuple(order.answer.levels), "checkpoint")
+        if not log.is_dir():
+            return
+        try:
+            EvaluationLog(log).append(pinned.evaluator.evaluate(candidate))
+        except UniCuCoError as error:  # the checkpoint is good all the same
+            LOG.warning("the measurement of build %s was not logged: %s", order.build, error)
+
+
+def read_result(target: Path) -> CheckpointResult | None:
+    """What was said of a checkpoint that lies at ``target``; None: there is none, or not all of it."""
+    record = target.with_name(target.name + RESULT)
+    try:
+        found = CheckpointResult.model_validate_json(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    there = all((target / file.name).is_file() for file in found.files)
+    return found if there else None
+
+
+def _result(made: Pruned, target: Path, seconds: float) -> CheckpointResult:
+    about = json.loads((target / PROVENANCE).read_text(encoding="utf-8"))
+    files = {**made.checkpoint.files}
+    names = sorted(path.name for path in target.iterdir() if path.is_file())
+    listed = [
+        CheckpointFile(
+            name=name,
+            bytes=(target / name).stat().st_size,
+            sha256=str(files.get(name, {}).get("sha256") or file_digest(target / name)),
+        )
+        for name in names
+    ]
+    size = made.checkpoint.size
+    return CheckpointResult(
+        uri=target.resolve().as_uri(),
+        files=listed,
+        bytes=sum(file.bytes for file in listed),
+        params=size.params,
+        measured=about.get("measured", {}),
+        verified=made.checkpoint.verification is not None,
+        seconds=seconds,
+    )

@@ -1,0 +1,138 @@
+"""The policies on offer: loaded, described, and replaced by their new versions while calls go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from cluster.service.config import PolicyConfig
+from cluster.service.problems import ProblemError
+from cluster.service.schemas import Front, FrontPoint, PolicyDescription
+from unicuco.errors import PolicyError, RequestError
+from unicuco.models.load import DTYPES
+from unicuco.objectives import front
+from unicuco.policy import Policy
+from unicuco.request import Answer, Request
+
+LOG = logging.getLogger("unicuco.service")
+FRONT_POINTS = 41
+
+
+@dataclass(frozen=True)
+class Offered:
+    """One version of a policy under its name. A call that has begun keeps the version it began with."""
+
+    name: str
+    policy: Policy
+    digest: str
+    bytes_per_param: int
+
+    @property
+    def version(self) -> int:
+        return self.policy.parts.version
+
+    def check(self, requests: list[Request]) -> None:
+        """Raises ProblemError (422) naming the first request that this policy cannot read."""
+        for i, request in enumerate(requests):
+            try:
+                self.policy.check_request(request)
+            except RequestError as error:
+                where = [{"where": f"body.requests.{i}", "what": str(error)}]
+                raise ProblemError(422, "unknown_objective", str(error), errors=where) from error
+
+    def answer(self, requests: list[Request]) -> list[Answer]:
+        return self.policy.answer(requests, self.bytes_per_param)
+
+    def describe(self) -> PolicyDescription:
+        space, parts = self.policy.space, self.policy.parts
+        return PolicyDescription(
+            name=self.name,
+            model=str(parts.provenance.get("model", {}).get("spec", "")),
+            version=self.version,
+            digest=self.digest,
+            evaluations=len(parts.evaluations),
+            blocks=len(space.geometry.blocks),
+            smallest_kept=float(space.kept(space.smallest)),
+            objectives=["size", *self.policy.qualities.names],
+        )
+
+    @cached_property
+    def front(self) -> Front:
+        """What this version promises over its sizes: laid out once."""
+        low = max(self.policy.scale.kept_low, float(self.policy.space.kept(self.policy.space.smallest)))
+        answers = self.answer([Request(kept=float(kept)) for kept in np.linspace(1.0, low, FRONT_POINTS)])
+        done = self.policy.parts.evaluations
+        points = np.array([(e.kept, e.kl) for e in done]).reshape(-1, 2)
+        return Front(
+            policy=self.name,
+            version=self.version,
+            promised=[
+                FrontPoint(kept=a.kept, bytes=a.bytes, kl=a.kl, kl_low=a.kl_low, kl_high=a.kl_high) for a in answers
+            ],
+            measured=[(float(points[i, 0]), float(points[i, 1])) for i in front(points)] if len(points) else [],
+        )
+
+
+class Policies:
+    """All policies by name. ``refresh`` reads from disk; everything else is a look-up."""
+
+    def __init__(self, configs: Mapping[str, PolicyConfig]) -> None:
+        """Raises PolicyError where one cannot be read."""
+        self._configs = dict(configs)
+        self._offered = {name: self._load(name) for name in self._configs}
+
+    def get(self, name: str | None) -> Offered:
+        """The policy called ``name``, or the only one there is.
+
+        Raises:
+            ProblemError: 404 with the names there are; 422 where one must be chosen.
+        """
+        offered = self._offered
+        if name is None:
+            if len(offered) == 1:
+                return next(iter(offered.values()))
+            raise ProblemError(422, "which_policy", f"Name a policy: {', '.join(offered)}.")
+        if name not in offered:
+            raise ProblemError(404, "unknown_policy", f"There is no policy '{name}'; there are {', '.join(offered)}.")
+        return offered[name]
+
+    def describe(self) -> list[PolicyDescription]:
+        return [offered.describe() for offered in self._offered.values()]
+
+    def refresh(self) -> list[str]:
+        """Takes up new versions; one that cannot be read leaves the old one in place. Returns what changed."""
+        changed = []
+        for name, config in self._configs.items():
+            try:
+                if _digest(config.path) == self._offered[name].digest:
+                    continue
+                self._offered = {**self._offered, name: self._load(name)}  # in one step: readers see old or new
+                changed.append(name)
+            except PolicyError as error:
+                LOG.warning("policy %s keeps its version: %s", name, error)
+        return changed
+
+    def _load(self, name: str) -> Offered:
+        config = self._configs[name]
+        digest = _digest(config.path)
+        loaded = Offered(name, Policy.load(config.path), digest, DTYPES[config.dtype].itemsize)
+        loaded.answer([Request(kept=1.0)])  # what is laid out at the first answer is laid out before anybody waits
+        return loaded
+
+
+def _digest(folder: Path) -> str:
+    """What ``policy.json`` says of its content; it is written last and in one piece."""
+    for path in (folder / "policy.json", folder / "policy" / "policy.json"):
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["digest"])[:16]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PolicyError(f"No readable policy at {folder}: {error}") from error
+    raise PolicyError(f"No policy at {folder}.")
