@@ -1,4 +1,4 @@
-"""The command line: ``unicuco train | answer | prune | evaluate | report``.
+"""The command line: ``unicuco train | answer | prune | evaluate | report | serve | keys``.
 
 Importing this module is cheap (typer alone); each command imports what it needs when it runs.
 """
@@ -131,6 +131,72 @@ def report(
 
     page = write_report(run, output)
     typer.echo(f"Report: {page}")
+
+
+@app.command()
+def serve(
+    policies: Annotated[list[str] | None, typer.Argument(help="Run or policy folders, as [NAME=]FOLDER.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine only with --keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
+    keys: Annotated[Path | None, typer.Option(help="File of API keys, from 'unicuco keys add'.")] = None,
+    storage: Annotated[Path | None, typer.Option(help="Folder of finished checkpoints.")] = None,
+    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the table of checkpoints.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of checkpoints: 'bfloat16' or 'float32'.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON file with the rest; options come over it.")] = None,
+    fast: Annotated[bool, typer.Option(help="HAProxy in front: several times the calls a second.")] = False,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, HOST:PORT or 'auto'.")] = None,
+) -> None:
+    """Serves answers and checkpoints over HTTP, with a page to try them.
+
+    Example: unicuco serve runs/first
+
+    Example: unicuco serve small=runs/first large=runs/second --host 0.0.0.0 --keys keys.json
+    """
+    from cluster.service.config import make_config
+    from cluster.serving import run_serve, service_values
+
+    given = {
+        "keys": keys and keys.absolute(),
+        "storage": storage and storage.absolute(),
+        "database": database,
+    }
+    run_serve(make_config(service_values(policies or [], config, given, dtype)), host, port, fast, address)
+
+
+keys_app = typer.Typer(help="API keys of a service.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+KeysFile = Annotated[Path, typer.Option("--file", help="The file of keys.")]
+
+
+@keys_app.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="Who the key is for.")], file: KeysFile = Path("keys.json")
+) -> None:
+    """Makes a key and prints it, once; the file keeps its hash.
+
+    Example: unicuco keys add laptop --file keys.json
+    """
+    from cluster.service.keys import KeyFile
+
+    typer.echo(KeyFile(file).add(name))
+
+
+@keys_app.command("remove")
+def remove_key(name: Annotated[str, typer.Argument(help="Whose key.")], file: KeysFile = Path("keys.json")) -> None:
+    """Removes a key; services that use the file refuse it within a second."""
+    from cluster.service.keys import KeyFile
+
+    KeyFile(file).remove(name)
+
+
+@keys_app.command("list")
+def list_keys(file: KeysFile = Path("keys.json")) -> None:
+    """Names of the keys."""
+    from cluster.service.keys import KeyFile
+
+    typer.echo("\n".join(KeyFile(file).read()))
 
 
 def _asked(

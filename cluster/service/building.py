@@ -6,14 +6,15 @@ after a crash finds its own result, and equal checkpoints are one.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Thread
-from typing import Any, cast
+from typing import cast
 
 from cluster.service.config import PolicyConfig
 from cluster.service.jobs import RESULT, Step
@@ -63,43 +64,13 @@ class CheckpointBuilder:
             self._pinned = pin(policy, self._config.model, config)
         return self._pinned
 
-    def build(self, order: Build) -> Iterator[Step]:
-        """The stages of a build, then its result. Closing the stream ends the build at its next stage.
+    def build(self, order: Build, stage: Callable[[str], None]) -> CheckpointResult:
+        """Builds ``order``; what ``stage`` raises when it is told what begins ends the build.
 
         Raises:
             UniCuCoError: why it cannot be built; nothing is left behind.
         """
-        steps: SimpleQueue[Step | BaseException] = SimpleQueue()
-        stop = Event()
-
-        def work() -> None:
-            try:
-                steps.put(self._make(order, steps, stop))
-            except BaseException as error:
-                steps.put(error)
-
-        thread = Thread(target=work, name=f"build-{order.build[:8]}")
-        thread.start()
-        try:
-            while True:
-                step = steps.get()
-                if isinstance(step, BaseException):
-                    raise step
-                yield step
-                if isinstance(step, CheckpointResult):
-                    return
-        finally:
-            stop.set()
-            thread.join()
-
-    def _make(self, order: Build, steps: SimpleQueue[Any], stop: Event) -> CheckpointResult:
         began = time.monotonic()
-
-        def stage(name: str) -> None:
-            if stop.is_set():
-                raise BuildStoppedError
-            steps.put(name)
-
         target = self._storage / order.build
         if (found := read_result(target)) is not None:
             return found
@@ -123,6 +94,37 @@ class CheckpointBuilder:
             EvaluationLog(log).append(pinned.evaluator.evaluate(candidate))
         except UniCuCoError as error:  # the checkpoint is good all the same
             LOG.warning("the measurement of build %s was not logged: %s", order.build, error)
+
+
+async def stream_build(builder: CheckpointBuilder, order: Build) -> AsyncIterator[Step]:
+    """The stages of a build as they begin, then its result. Closing the stream ends the build at its next stage."""
+    loop = asyncio.get_running_loop()
+    steps: asyncio.Queue[Step] = asyncio.Queue()
+    stop = threading.Event()
+
+    def stage(name: str) -> None:
+        if stop.is_set():
+            raise BuildStoppedError
+        loop.call_soon_threadsafe(steps.put_nowait, name)
+
+    building = asyncio.ensure_future(asyncio.to_thread(builder.build, order, stage))
+    try:
+        while True:
+            step = asyncio.ensure_future(steps.get())
+            await asyncio.wait((step, building), return_when=asyncio.FIRST_COMPLETED)
+            if step.done():
+                yield step.result()
+                continue
+            step.cancel()
+            while not steps.empty():
+                yield steps.get_nowait()
+            yield building.result()
+            return
+    finally:
+        stop.set()
+        with contextlib.suppress(BuildStoppedError, asyncio.CancelledError):
+            if not building.done():
+                await asyncio.shield(building)
 
 
 def read_result(target: Path) -> CheckpointResult | None:

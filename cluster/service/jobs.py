@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.service.config import LimitsConfig
+from filelock import FileLock, Timeout
+
+from cluster.service.config import LimitsConfig, ServiceError
 from cluster.service.schemas import Checkpoint, CheckpointResult, Event
 from cluster.service.table import Build, CheckpointTable, Order
 from unicuco.errors import UniCuCoError
@@ -27,6 +29,8 @@ Step = str | CheckpointResult
 """What a build says: the stage that begins, and at last its result."""
 Builder = Callable[[Build], AsyncIterator[Step]]
 SWEEP_SECONDS = 60.0
+OWNER_SECONDS = 60.0
+"""How long a new owner waits for the one before to let go."""
 RESULT = ".result.json"
 """Beside a checkpoint's folder, in its storage: what is said of it. Written last."""
 
@@ -56,6 +60,7 @@ class Jobs:
     ) -> None:
         self._table, self._storage, self._limits, self._lost = table, Path(storage), limits or LimitsConfig(), lost
         self._builders = builders
+        self._lock = FileLock(self._storage / ".owner", thread_local=False)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._news = asyncio.Condition()
         self._orphaned: dict[str, asyncio.Event] = {}
@@ -64,6 +69,12 @@ class Jobs:
     async def start(self) -> None:
         """Puts back what an earlier owner left running, and begins to build."""
         self._storage.mkdir(parents=True, exist_ok=True)
+        try:
+            await asyncio.to_thread(self._lock.acquire, timeout=OWNER_SECONDS)
+        except Timeout as error:
+            raise ServiceError(
+                f"Another service builds checkpoints in {self._storage}; give this one its own."
+            ) from error
         await self._ask(self._table.requeue)
         for policy, builders in self._builders.items():
             for _ in range(builders.at_once):
@@ -78,6 +89,7 @@ class Jobs:
         self._tasks.clear()
         self._thread.shutdown()
         self._table.close()
+        self._lock.release()
 
     # -- for callers ----------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +14,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from cluster.service.app import create_app
-from cluster.service.building import CheckpointBuilder
+from cluster.service.building import CheckpointBuilder, stream_build
 from cluster.service.config import ServiceConfig, make_config
 from cluster.service.gateway import Gateway
-from cluster.service.jobs import Builder, Builders, Jobs, Step
-from cluster.service.table import Build, CheckpointTable
+from cluster.service.jobs import Builder, Builders, Jobs
+from cluster.service.table import CheckpointTable
 from tests.cluster.service.tiny_run import make_run
 
 
@@ -44,21 +44,10 @@ def config_of(run: Path, folder: Path, **changes: Any) -> ServiceConfig:
 
 
 def threaded(config: ServiceConfig, name: str = "tiny") -> Builder:
-    """The real builder, each step of it in a thread."""
+    """The real builder, at work in a thread."""
     builder = CheckpointBuilder(config.policies[name], config.storage)
 
-    async def build(order: Build) -> AsyncIterator[Step]:
-        steps = builder.build(order)
-        try:
-            while True:
-                step = await asyncio.to_thread(next, steps, None)
-                if step is None:
-                    return
-                yield step
-        finally:
-            await asyncio.to_thread(steps.close)
-
-    return build
+    return lambda order: stream_build(builder, order)
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""``unicuco serve``: the service on this machine, or on the cluster that is there, until it is told to stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from actors.runtime import RayConfig, start_or_attach, usable_cpus
+from cluster.service.config import ServiceConfig, ServiceError, refuse_open
+
+APPLICATION = "unicuco"
+FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+"""HAProxy in front of the replicas instead of Ray's Python proxy."""
+QUICK_STOP = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+
+
+def service_values(
+    policies: list[str], config_file: Path | None, given: dict[str, Any], dtype: str | None
+) -> dict[str, Any]:
+    """The configuration that options say, over those of a JSON file.
+
+    Raises:
+        ServiceError: the file is none, or the same policy comes twice.
+    """
+    values: dict[str, Any] = {}
+    if config_file:
+        try:
+            values = dict(json.loads(config_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ServiceError(f"{config_file} cannot be read as a JSON object: {error}.") from error
+    offered = dict(values.get("policies") or {})
+    for text in policies:
+        name, _, path = text.rpartition("=")
+        folder = Path(path).expanduser().absolute()
+        name = name or _name_of(folder)
+        if name in offered:
+            raise ServiceError(f"There are two policies '{name}'; name them: one=runs/first other=runs/second.")
+        offered[name] = {"path": str(folder)} | ({"dtype": dtype} if dtype else {})
+    values |= {name: value for name, value in given.items() if value is not None}
+    return {**values, "policies": offered}
+
+
+def _name_of(folder: Path) -> str:
+    words = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in folder.name.lower())
+    return words.strip("._-")[:64] or "policy"
+
+
+def run_serve(config: ServiceConfig, host: str, port: int, fast: bool, address: str | None) -> None:
+    """Serves until SIGINT or SIGTERM; prints the address when it answers.
+
+    Raises:
+        ServiceError, RayStartError: before anything is served.
+    """
+    refuse_open(host, config.keys)
+    for name, value in {**(FAST if fast else {}), **QUICK_STOP}.items():
+        os.environ.setdefault(name, value)
+    need = sum(policy.num_cpus * policy.replicas for policy in config.policies.values())
+    most = config.gateways if isinstance(config.gateways, int) else config.gateways[1]
+    console = Console()
+    ray_config = RayConfig(address=address, num_cpus=max(usable_cpus(), math.ceil(need + most)))
+    with start_or_attach(ray_config):
+        from ray import serve
+        from ray.serve.exceptions import RayServeException
+
+        from cluster.service.deployments import build
+
+        try:
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": host, "port": port},
+                logging_config={"encoding": "JSON", "enable_access_log": False},
+            )
+            serve.run(build(config), name=APPLICATION, route_prefix="/")
+        except (RuntimeError, RayServeException) as error:
+            serve.shutdown()
+            lines = str(error).strip().splitlines()
+            raise ServiceError(f"The service does not start: {lines[-1] if lines else error}") from error
+        try:
+            shown = f"[{host}]" if ":" in host else host
+            console.print(f"Serving {', '.join(config.policies)} at http://{shown}:{port}", highlight=False)
+            console.print(
+                f"Try: curl -s http://{shown}:{port}/v1/answers -H 'content-type: application/json' "
+                """-d '{"requests": [{"kept": 0.7}]}'; the page: the same address in a browser. Ctrl-C stops.""",
+                highlight=False,
+                soft_wrap=True,
+            )
+            _until_stopped()
+        finally:
+            serve.shutdown()
+
+
+def _until_stopped() -> None:
+    stop = threading.Event()
+    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not stop.wait(0.5):  # a wait without end would not hear the signal
+            pass
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
