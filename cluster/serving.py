@@ -7,6 +7,8 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ def run_serve(config: ServiceConfig, host: str, port: int, fast: bool, address: 
     most = config.gateways if isinstance(config.gateways, int) else config.gateways[1]
     console = Console()
     ray_config = RayConfig(address=address, num_cpus=max(usable_cpus(), math.ceil(need + most)))
-    with start_or_attach(ray_config):
+    with _told_to_stop() as stop, start_or_attach(ray_config):
         from ray import serve
         from ray.serve.exceptions import RayServeException
 
@@ -91,17 +93,19 @@ def run_serve(config: ServiceConfig, host: str, port: int, fast: bool, address: 
                 highlight=False,
                 soft_wrap=True,
             )
-            _until_stopped()
+            while not stop.wait(0.5):  # a wait without end would not hear the signal
+                pass
         finally:
             serve.shutdown()
 
 
-def _until_stopped() -> None:
+@contextmanager
+def _told_to_stop() -> Iterator[threading.Event]:
+    """Set by SIGINT and SIGTERM; while the service starts they wait until it can be ended in order."""
     stop = threading.Event()
     before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while not stop.wait(0.5):  # a wait without end would not hear the signal
-            pass
+        yield stop
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
