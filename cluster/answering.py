@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from unicuco.errors import RequestError
-from unicuco.policy import Policy
 from unicuco.request import Answer, Promise, Request, make_request, read_requests
 from unicuco.storage import atomic_file
 
+if TYPE_CHECKING:
+    from unicuco.client import Client
 
-def run_answer(policy_folder: Path, asked: dict[str, object], requests_file: Path | None, output: Path | None) -> None:
+
+def run_answer(policy: str, asked: dict[str, object], requests_file: Path | None, output: Path | None) -> None:
     """Answers the request of the options, or every request of a file.
+
+    Args:
+        policy: a folder, or the address of a service (``http://HOST:PORT``, with ``#NAME`` where it has several).
 
     Raises:
         RequestError: neither or both, or a request that makes no sense. PolicyError: no policy there.
+        ServiceCallError: what the service says.
     """
     if bool(asked) == bool(requests_file):
         raise RequestError("Ask by options (--kept, --ratio, --params, --bytes, --max-kl, --preference) or --requests.")
     requests = read_requests(requests_file) if requests_file else [make_request(asked)]
-    policy = Policy.load(policy_folder)
-    began = time.perf_counter()
-    answers = policy.answer(requests)
-    seconds = time.perf_counter() - began
+    answers, seconds, source = (_ask_service if is_address(policy) else _ask_folder)(policy, requests)
     if output:
         with atomic_file(output) as scratch:
             scratch.write_text("".join(answer.model_dump_json() + "\n" for answer in answers), encoding="utf-8")
@@ -35,18 +39,49 @@ def run_answer(policy_folder: Path, asked: dict[str, object], requests_file: Pat
     for answer in answers:
         if answer.note:
             console.print(f"{describe(answer.request)}: {answer.note}", highlight=False, soft_wrap=True)
-    provenance = policy.parts.provenance
     tried = sum(1 for answer in answers if not answer.feasible)
     console.print(
         f"{len(answers)} answers in {seconds * 1000:.0f} ms"
         + (f", {tried} of them not feasible" if tried else "")
-        + f"; policy version {policy.parts.version} of {provenance.get('model', {}).get('spec', 'its base model')}, "
-        f"{len(policy.parts.evaluations)} evaluations. KL: nats per token on fresh text like the calibration's, 90 %.",
+        + f"; {source}. KL: nats per token on fresh text like the calibration's, 90 %.",
         highlight=False,
         soft_wrap=True,
     )
     if output:
         console.print(f"Answers: {output}", highlight=False, soft_wrap=True)
+
+
+def is_address(policy: str) -> bool:
+    """Whether a policy is named by the address of a service, and not by a folder."""
+    return policy.startswith(("http://", "https://"))
+
+
+def open_service(address: str) -> Client:
+    """A client of ``http://HOST:PORT``, or of one of its policies: ``http://HOST:PORT#NAME``."""
+    from unicuco.client import Client
+
+    url, _, name = address.partition("#")
+    return Client(url, policy=name or None)
+
+
+def _ask_service(address: str, requests: list[Request]) -> tuple[list[Answer], float, str]:
+    with open_service(address) as service:
+        began = time.perf_counter()
+        reply = service.reply(requests)
+        seconds = time.perf_counter() - began
+    return reply.answers, seconds, f"policy '{reply.policy}', version {reply.version}, of {service.url}"
+
+
+def _ask_folder(folder: str, requests: list[Request]) -> tuple[list[Answer], float, str]:
+    from unicuco.policy import Policy
+
+    policy = Policy.load(Path(folder))
+    began = time.perf_counter()
+    answers = policy.answer(requests)
+    seconds = time.perf_counter() - began
+    model = policy.parts.provenance.get("model", {}).get("spec", "its base model")
+    source = f"policy version {policy.parts.version} of {model}, {len(policy.parts.evaluations)} evaluations"
+    return answers, seconds, source
 
 
 def _table(answers: list[Answer]) -> Table:

@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 add_train_command(app)
 
-PolicyFolder = Annotated[Path, typer.Argument(help="A policy folder, or the run folder that holds it.")]
+PolicyFolder = Annotated[str, typer.Argument(help="A policy or run folder, or a service: http://HOST:PORT[#POLICY].")]
 Kept = Annotated[float | None, typer.Option(help="Largest share of the blocks' parameters, 0 to 1.")]
 Ratio = Annotated[float | None, typer.Option(help="Largest share of all parameters, 0 to 1.")]
 Params = Annotated[int | None, typer.Option(help="Largest number of parameters.")]
@@ -88,6 +88,8 @@ def prune(
     """Answers one request and writes the answer as a checkpoint that transformers loads.
 
     Example: unicuco prune runs/first --kept 0.7 --output checkpoints/small
+
+    Example: unicuco prune http://127.0.0.1:8000 --kept 0.7 --output checkpoints/small
     """
     from cluster.pruning import run_prune
 

@@ -10,15 +10,15 @@ from typing import cast
 from pydantic import ValidationError
 from rich.console import Console
 
-from cluster.answering import describe, interval
+from cluster.answering import describe, interval, is_address, open_service
 from cluster.progress import stages
 from unicuco.checkpoint import LAYOUTS, Layout
 from unicuco.errors import CheckpointError, RequestError
-from unicuco.request import explain_validation, make_request
+from unicuco.request import Request, explain_validation, make_request
 
 
 def run_prune(
-    policy: Path,
+    policy: str,
     asked: dict[str, object],
     output: Path,
     layout: str,
@@ -40,6 +40,11 @@ def run_prune(
     if output.exists() and not replace:
         raise CheckpointError(f"{output} exists already; choose another folder or say --replace.")
     request = make_request(asked)
+    if is_address(policy):
+        if model or trust_remote_code or replace or not measure:
+            raise RequestError("A service decides by itself on --model, --measure, --replace and --trust-remote-code.")
+        _fetch(policy, request, output, layout)
+        return
     from transformers.utils import logging as transformers_logging
 
     from unicuco.evaluator import EvaluatorConfig
@@ -53,7 +58,9 @@ def run_prune(
     console = Console()
     command = shlex.join(["unicuco", *sys.argv[1:]])
     with stages(console) as report:
-        done = prune(policy, request, output, cast(Layout, layout), model, config, measure, replace, command, report)
+        done = prune(
+            Path(policy), request, output, cast(Layout, layout), model, config, measure, replace, command, report
+        )
     answer, size = done.answer, done.checkpoint.size
     lines = [
         f"request     {describe(request)}",
@@ -70,5 +77,36 @@ def run_prune(
             f"reloaded    in a fresh process, logits agree ({done.checkpoint.seconds:.0f} s to write and check)"
         )
     lines.append(f"checkpoint  {done.checkpoint.folder} ({layout})")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _fetch(address: str, request: Request, output: Path, layout: str) -> None:
+    """Lets a service build the checkpoint, and fetches it."""
+    from rich.progress import Progress
+
+    console = Console()
+    with open_service(address) as service:
+        order = service.order(request, layout)
+        answer = order.answer
+        try:
+            with console.status("queued") as status:
+                made = service.wait(order.id, lambda event: status.update(event.stage or event.state))
+        except KeyboardInterrupt:
+            service.cancel(order.id)
+            raise
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("fetching", total=made.result.bytes if made.result else None)
+            service.download(order.id, output, lambda done, total: bar.update(task, completed=done))
+    assert made.result is not None
+    measured = made.result.measured
+    lines = [
+        f"request     {describe(request)}",
+        f"size        {answer.params:,} parameters, {answer.bytes / 1e6:.0f} MB; kept {answer.kept:.3f}",
+        f"predicted   KL {answer.kl:.3f} ({answer.kl_low:.3f}-{answer.kl_high:.3f})",
+    ]
+    if "kl_heldout" in measured:
+        lines.append(f"measured    KL {measured['kl_heldout']:.3f} on {measured['tokens_heldout']:,} fresh tokens")
+    lines.append(f"checkpoint  {output} ({layout}, {order.id} of {service.url})")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

@@ -8,9 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 
 from cluster.service.callers import GatewayHere, Owner
-from cluster.service.config import NAME
 from cluster.service.problems import ProblemError, documented
-from cluster.service.schemas import AnswersCall, AnswersReply, Front, PolicyList
+from unicuco.wire import NAME, AnswersCall, AnswersReply, Front, PolicyList
 
 router = APIRouter(prefix="/v1", tags=["answers"])
 

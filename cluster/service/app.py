@@ -14,8 +14,8 @@ from cluster.service import answer_routes, checkpoint_routes
 from cluster.service.gateway import Gateway
 from cluster.service.middleware import CallMiddleware, Observe
 from cluster.service.problems import add_handlers
-from cluster.service.schemas import Problem
 from unicuco import __version__
+from unicuco.wire import Problem
 
 PAGE = Path(__file__).parent / "page"
 

@@ -18,7 +18,6 @@ from typing import cast
 
 from cluster.service.config import PolicyConfig
 from cluster.service.jobs import RESULT, Step
-from cluster.service.schemas import CheckpointFile, CheckpointResult
 from cluster.service.table import Build
 from unicuco.checkpoint import Layout
 from unicuco.checkpoint.card import PROVENANCE
@@ -28,6 +27,7 @@ from unicuco.evaluator import EvaluatorConfig
 from unicuco.policy import Policy
 from unicuco.prune import Pinned, Pruned, pin
 from unicuco.storage import content_hash, file_digest, write_json
+from unicuco.wire import CheckpointFile, CheckpointResult
 
 LOG = logging.getLogger("unicuco.service")
 

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from cluster.service.callers import GatewayHere, Owner
 from cluster.service.gateway import JobsProxy
 from cluster.service.problems import documented
-from cluster.service.schemas import ACTIVE, ENDED, Checkpoint, CheckpointCall, CheckpointList, Event
+from unicuco.wire import ACTIVE, ENDED, Checkpoint, CheckpointCall, CheckpointList, Event
 
 EVENT_WAIT = 15.0
 """Seconds without news after which an event stream sends a comment, so that nobody takes it for dead."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,9 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from unicuco.errors import UniCuCoError
 from unicuco.request import explain_validation
 from unicuco.storage import cache_dir
+from unicuco.wire import NAME
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-"""Names of policies and API keys: they appear in URLs and logs."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 PolicyName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]

@@ -27,9 +27,9 @@ from cluster.service.config import ServiceConfig
 from cluster.service.gateway import Gateway
 from cluster.service.jobs import Builder, Builders, Jobs, Step
 from cluster.service.policies import Offered
-from cluster.service.schemas import Checkpoint, Event
 from cluster.service.table import Build, CheckpointTable, Order
 from unicuco.request import Answer, Request
+from unicuco.wire import Checkpoint, Event
 
 LOST = (RayActorError, RaySystemError, DeploymentUnavailableError)
 GATEWAY_CPUS = 0.5

@@ -13,9 +13,9 @@ from cluster.service.config import ServiceConfig
 from cluster.service.keys import Keys, RateLimit
 from cluster.service.policies import Offered, Policies
 from cluster.service.problems import ProblemError
-from cluster.service.schemas import Checkpoint, CheckpointCall, Event
 from cluster.service.table import Order
 from unicuco.request import Answer, Request
+from unicuco.wire import Checkpoint, CheckpointCall, Event
 
 
 class JobsProxy(Protocol):

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from cluster.service.config import LimitsConfig, ServiceError
-from cluster.service.schemas import Checkpoint, CheckpointResult, Event
 from cluster.service.table import Build, CheckpointTable, Order
 from unicuco.errors import UniCuCoError
+from unicuco.wire import Checkpoint, CheckpointResult, Event
 
 LOG = logging.getLogger("unicuco.service")
 T = TypeVar("T")

@@ -15,9 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.service.config import NAME, ServiceError
+from cluster.service.config import ServiceError
 from cluster.service.problems import ProblemError
 from unicuco.storage import write_json
+from unicuco.wire import NAME
 
 PREFIX = "ucc_"
 ANYBODY = "anybody"

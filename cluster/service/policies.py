@@ -13,12 +13,12 @@ import numpy as np
 
 from cluster.service.config import PolicyConfig
 from cluster.service.problems import ProblemError
-from cluster.service.schemas import Front, FrontPoint, PolicyDescription
 from unicuco.errors import PolicyError, RequestError
 from unicuco.models.load import DTYPES
 from unicuco.objectives import front
 from unicuco.policy import Policy
 from unicuco.request import Answer, Request
+from unicuco.wire import Front, FrontPoint, PolicyDescription
 
 LOG = logging.getLogger("unicuco.service")
 FRONT_POINTS = 41
@@ -58,6 +58,8 @@ class Offered:
             digest=self.digest,
             evaluations=len(parts.evaluations),
             blocks=len(space.geometry.blocks),
+            groups=[block.groups for block in space.geometry.blocks],
+            neurons=[block.neurons for block in space.geometry.blocks],
             smallest_kept=float(space.kept(space.smallest)),
             objectives=["size", *self.policy.qualities.names],
         )

@@ -12,8 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from cluster.service.schemas import Problem
 from unicuco.errors import UniCuCoError
+from unicuco.wire import Problem
 
 LOG = logging.getLogger("unicuco.service")
 MEDIA_TYPE = "application/problem+json"

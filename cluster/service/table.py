@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from cluster.service.problems import ProblemError
-from cluster.service.schemas import ACTIVE, Checkpoint, CheckpointResult, Event, State
 from unicuco.request import Answer
+from unicuco.wire import ACTIVE, Checkpoint, CheckpointResult, Event, State
 
 ATTEMPTS = 3
 """A build that takes its replica down so often is given up."""

@@ -15,11 +15,11 @@ from starlette.testclient import TestClient
 
 from cluster.service.config import ServiceConfig
 from cluster.service.jobs import Step
-from cluster.service.schemas import CheckpointResult
 from cluster.service.table import Build
 from tests.cluster.service.conftest import config_of, serving, threaded
 from unicuco.errors import CheckpointError
 from unicuco.evaluations import EvaluationLog
+from unicuco.wire import CheckpointResult
 
 
 def wait_for(client: TestClient, name: str, *states: str, seconds: float = 120) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from cluster.service.problems import ProblemError
-from cluster.service.schemas import ENDED, CheckpointResult
 from cluster.service.table import ATTEMPTS, CheckpointTable, Order
 from unicuco.request import Answer, Request
+from unicuco.wire import ENDED, CheckpointResult
 
 RESULT = CheckpointResult(uri="file:///x", files=[], bytes=1, params=1, measured={}, verified=True, seconds=1.0)
 ANSWER = Answer(

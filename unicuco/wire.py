@@ -1,13 +1,16 @@
-"""What goes over the wire under ``/v1``."""
+"""What goes between a service and its callers under ``/v1``: both sides read and write these models."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.service.config import NAME
 from unicuco.request import Answer, Request
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+"""Names of policies and API keys: they appear in URLs and logs."""
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
 ACTIVE: tuple[State, ...] = ("queued", "running")
@@ -116,6 +119,10 @@ class PolicyDescription(BaseModel):
     digest: str
     evaluations: int
     blocks: int
+    groups: list[int]
+    """KV groups of every block when it is dense."""
+    neurons: list[int]
+    """MLP neurons of every block when it is dense."""
     smallest_kept: float
     objectives: list[str]
     layouts: list[str] = ["hetero", "padded"]
