@@ -9,7 +9,7 @@ PYTEST ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BENCHMARKS := evaluator answers margins surrogate intervals checkpoints front scale_learner
+BENCHMARKS := evaluator answers margins surrogate intervals checkpoints front scale_learner serve
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench clean
@@ -28,13 +28,14 @@ $(READY): pyproject.toml constraints.txt requirements-data.txt
 	@touch $@
 
 # An interrupted demo goes on where it stopped; for a fresh one: make demo RUN=runs/another
-demo: $(READY) ## the whole product on a small real model: train, answer 64 requests, write a checkpoint, draw the run
+demo: $(READY) ## the whole product on a small real model: train, answer, write a checkpoint, draw the run, serve it
 	if [ -f $(RUN)/run.json ]; then $(BIN)/unicuco train --resume $(RUN); else $(BIN)/unicuco train smollm2 --run $(RUN); fi
 	$(BIN)/unicuco answer $(RUN) --requests examples/requests.jsonl --output $(RUN)/answers.jsonl
 	$(BIN)/unicuco prune $(RUN) --kept 0.7 --output $(RUN)/checkpoint-0.7 --replace
 	$(BIN)/unicuco evaluate $(RUN)/checkpoint-0.7
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py $(RUN)/checkpoint-0.7
 	$(BIN)/unicuco report $(RUN)
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/over_http.py $(RUN)
 
 test: $(READY) ## all tests that this machine can run (those marked gpu skip without CUDA)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST)

@@ -81,6 +81,13 @@ class DamageModel(gpytorch.Module):
         """m(x) at the current weights (``...``)."""
         return self.offset + self.slope * (self.terms(x).sum(-1) + self.log_floor.exp()).log()
 
+    def linearised(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """m(x) with the weights at their prior value 1, to first order around the current ones, and J(x)."""
+        terms = self.terms(x)
+        total = terms.sum(-1) + self.log_floor.exp()
+        shares = self.slope * terms / total[..., None]
+        return self.offset + self.slope * total.log() - shares @ self.log_weight, shares
+
     def shares(self, x: Tensor) -> Tensor:
         """J(x) = ∂m/∂log w (``... x num_sites``)."""
         terms = self.terms(x)
@@ -108,7 +115,7 @@ class DamageMean(gpytorch.means.Mean):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model.log_kl(x) - (self.model.shares(x) * self.model.log_weight).sum(-1)
+        return self.model.linearised(x)[0]
 
 
 def drift(kept1: Tensor, kept2: Tensor) -> Tensor:
@@ -136,7 +143,9 @@ class ShareKernel(gpytorch.kernels.Kernel):
         self.model = model
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: object) -> Tensor:
-        j1, j2 = self.model.shares(x1) @ self.model.neighbours, self.model.shares(x2)
+        shares = self.model.shares(x1)
+        j1 = shares @ self.model.neighbours
         if diag:
-            return (j1 * j2).sum(-1)
+            return (j1 * shares).sum(-1)
+        j2 = shares if x2 is x1 else self.model.shares(x2)
         return drift(self.model.kept(x1), self.model.kept(x2)) * (j1 @ j2.mT)

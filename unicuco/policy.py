@@ -69,8 +69,8 @@ class Policy:
         preference = self._preferences(requests, wanted, reachable)
         wishes = self.parts.net(torch.as_tensor(preference)).numpy()
         own = self.space.project(wishes, {"params": self._own_budgets(wanted, wishes, reachable)})
-        levels, origins = self._better_measured(wanted, preference, own, reachable)
-        chosen = zip(requests, wanted, levels, origins, preference, self._promises(levels), budgets, strict=True)
+        levels, raw, origins = self._better_measured(wanted, preference, own, reachable)
+        chosen = zip(requests, wanted, levels, origins, preference, self._promises(levels, raw), budgets, strict=True)
         return [
             compose(self.space, self.scale, r, w, row, origin, asked, promised, budget, floor, bytes_per_param)
             for r, w, row, origin, asked, promised, budget in chosen
@@ -82,8 +82,7 @@ class Policy:
 
     def predict(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predicted KL on fresh text and its 90 % interval (``n`` each) for level indices ``n x num_sites``."""
-        mean, deviation = self._predict(levels)
-        return _kl(mean), _kl(mean - Z90 * deviation), _kl(mean + Z90 * deviation)
+        return self._on_fresh_text(levels, self._raw(levels))
 
     def predict_domains(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The same for every domain that is an objective of its own (``n x num_domains`` each)."""
@@ -96,9 +95,9 @@ class Policy:
     def _domain_promises(self) -> DomainPromises | None:
         return DomainPromises(self.parts.domains, self.parts.evaluations) if self.parts.domains else None
 
-    def _promises(self, levels: np.ndarray) -> list[tuple[Promise, dict[str, Promise]]]:
+    def _promises(self, levels: np.ndarray, raw: np.ndarray) -> list[tuple[Promise, dict[str, Promise]]]:
         """What is promised for each strategy: for the mean, and for each domain that is an objective."""
-        mean = np.stack(self.predict(levels), axis=-1)
+        mean = np.stack(self._on_fresh_text(levels, raw), axis=-1)
         own = np.stack(self.predict_domains(levels), axis=-1)
         dense = levels.sum(axis=1) == 0
         mean[dense], own[dense] = 0.0, 0.0
@@ -111,13 +110,18 @@ class Policy:
             (promise(mean[i]), {name: promise(own[i, d]) for d, name in enumerate(names)}) for i in range(len(levels))
         ]
 
-    def _predict(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean of log KL on fresh windows, and the deviation of a measurement there."""
+    def _raw(self, levels: np.ndarray) -> np.ndarray:
+        """The surrogate's mean and deviation of log KL (``2 x n``), for the search windows."""
         with torch.no_grad():
-            mean, deviation = self.parts.surrogate.predict(torch.as_tensor(self.space.sparsities(levels)))
+            return torch.stack(self.parts.surrogate.predict(torch.as_tensor(self.space.sparsities(levels)))).numpy()
+
+    def _on_fresh_text(self, levels: np.ndarray, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """KL and its 90 % interval (``n`` each): ``raw`` moved to fresh windows, with a measurement's own scatter."""
         kept, (grid, fresh) = self.space.kept(levels), self._sampling
+        mean = raw[0] + np.interp(kept, grid, fresh.shift)
         noise = self.parts.surrogate.noise_std**2 + np.interp(kept, grid, fresh.variance)
-        return mean.numpy() + np.interp(kept, grid, fresh.shift), np.sqrt(deviation.numpy() ** 2 + noise)
+        reach = Z90 * np.sqrt(raw[1] ** 2 + noise)
+        return _kl(mean), _kl(mean - reach), _kl(mean + reach)
 
     @cached_property
     def _sampling(self) -> tuple[np.ndarray, Sampling]:
@@ -155,8 +159,8 @@ class Policy:
         with torch.no_grad():
             wishes = self.parts.net(preference).numpy()
         own = self.space.project(wishes, {"params": budgets})
-        levels, _ = self._better_measured([wish] * len(budgets), preference.numpy(), own, budgets)
-        upper, of_domains = self.predict(levels)[2], self.predict_domains(levels)[2]
+        levels, raw, _ = self._better_measured([wish] * len(budgets), preference.numpy(), own, budgets)
+        upper, of_domains = self._on_fresh_text(levels, raw)[2], self.predict_domains(levels)[2]
         dense = levels.sum(axis=1) == 0
         upper[dense], of_domains[dense] = 0.0, 0.0
         return budgets, upper, of_domains
@@ -213,33 +217,49 @@ class Policy:
             best = best[is_non_dominated(torch.as_tensor(-points[best])).numpy()]
         return np.array([done[i].levels for i in best], dtype=np.int64).reshape(-1, self.space.num_sites)
 
+    @cached_property
+    def _measured_raw(self) -> np.ndarray:
+        """What the surrogate says of the measured front (``2 x m``)."""
+        return self._raw(self._measured)
+
+    @cached_property
+    def _measured_values(self) -> torch.Tensor:
+        """Scaled objectives that are predicted for the measured front (``m x num_objectives``)."""
+        return self._values(self._measured, self._measured_raw)
+
+    def _values(self, levels: np.ndarray, raw: np.ndarray) -> torch.Tensor:
+        """Scaled objectives that are predicted for strategies (``n x num_objectives``)."""
+        if self.parts.domains is None:  # the one quality is the mean, whose prediction there is
+            mean = torch.as_tensor(raw[0])[:, None]
+        else:
+            with torch.no_grad():
+                mean, _ = self.qualities.predict(torch.as_tensor(self.space.sparsities(levels)))
+        return self.scale.values(torch.as_tensor(self.space.kept(levels)), mean)
+
     def _better_measured(
         self, wanted: Sequence[Wish], preference: np.ndarray, own: np.ndarray, budgets: np.ndarray
-    ) -> tuple[np.ndarray, list[str]]:
-        """StratNet's strategies, each replaced by a measured one where that is predicted to serve better."""
-        origins = ["stratnet"] * len(own)
-        measured = self._measured
-        if not len(measured):
-            return own, origins
-        both = np.vstack([own, measured])
-        with torch.no_grad():
-            mean, _ = self.qualities.predict(torch.as_tensor(self.space.sparsities(both)))
-        n = len(own)
-        sizes, levels = self.space.total(measured), own.copy()
-        values = self.scale.values(torch.as_tensor(self.space.kept(both)), mean)
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """StratNet's strategies, each replaced by a measured one where that is predicted to serve better.
+
+        Returns:
+            level indices (``n x num_sites``), what the surrogate says of them (``2 x n``), where each came from.
+        """
+        raw, chosen = self._raw(own), np.arange(len(own))
+        sizes, values, own_values = self.space.total(self._measured), self._measured_values, self._values(own, raw)
         for i, wish in enumerate(wanted):
-            if wish.size_weight is not None:
-                weights = torch.as_tensor(preference[i]).expand(values.shape)
-                score = tchebycheff(weights, values.clamp_min(0), 0.01).numpy()
-            else:
-                shares = preference[i, 1:] / preference[i, 1:].sum()
-                score = values[:, 1:].numpy() @ shares
             fits = np.flatnonzero(sizes <= budgets[i])
-            if len(fits):
-                best = fits[np.argmin(score[n + fits])]
-                if score[n + best] < score[i] - 1e-9:  # the same strategy may differ by rounding
-                    levels[i], origins[i] = measured[best], "measured"
-        return levels, origins
+            if not len(fits):
+                continue
+            both = torch.cat([own_values[i : i + 1], values[fits]])
+            if wish.size_weight is not None:
+                score = tchebycheff(torch.as_tensor(preference[i]).expand(both.shape), both.clamp_min(0), 0.01).numpy()
+            else:
+                score = both[:, 1:].numpy() @ (preference[i, 1:] / preference[i, 1:].sum())
+            best = int(np.argmin(score[1:]))
+            if score[1 + best] < score[0] - 1e-9:  # the same strategy may differ by rounding
+                chosen[i] = len(own) + fits[best]
+        origins = ["stratnet" if i < len(own) else "measured" for i in chosen]
+        return np.vstack([own, self._measured])[chosen], np.hstack([raw, self._measured_raw])[:, chosen], origins
 
     # -- on disk --------------------------------------------------------------------------------------------------
 

@@ -165,7 +165,11 @@ class SearchSpace:
 
     def total(self, index: np.ndarray, measure: Measure = "params") -> np.ndarray:
         """Exact total of ``measure`` for level indices ``n x num_sites`` (``n`` integers), fixed part included."""
-        return self.tables[measure][np.arange(self.num_sites), index].sum(axis=-1) + self.fixed[measure]
+        return self.tables[measure][self._all_sites, index].sum(axis=-1) + self.fixed[measure]
+
+    @cached_property
+    def _all_sites(self) -> np.ndarray:
+        return np.arange(self.num_sites)
 
     def kept(self, index: np.ndarray) -> np.ndarray:
         """Share of the blocks' parameters that is left (``n``)."""
@@ -234,10 +238,13 @@ class SearchSpace:
 
     def _nearest(self, x: np.ndarray) -> np.ndarray:
         """Level indices for sparsities in any range: one binary search for all sites and rows."""
-        sites = np.arange(self.num_sites)
-        shifted = x.clip(0.0, 1.0) + 2.0 * sites
-        before = np.concatenate([[0], np.cumsum(self.num_levels - 1)[:-1]])
-        return np.searchsorted(self._halfway, shifted, side="left") - before
+        shifted = np.minimum(np.maximum(x, 0.0), 1.0) + 2.0 * self._all_sites
+        return np.searchsorted(self._halfway, shifted, side="left") - self._levels_before
+
+    @cached_property
+    def _levels_before(self) -> np.ndarray:
+        """Midpoints of all sites before each one."""
+        return np.concatenate([[0], np.cumsum(self.num_levels - 1)[:-1]])
 
     def _fits(self, index: np.ndarray, limits: dict[Measure, np.ndarray]) -> np.ndarray:
         fits = np.ones(len(index), dtype=bool)

@@ -16,6 +16,7 @@ from gpytorch.kernels import MaternKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import LogNormalPrior
+from linear_operator import to_dense
 from pydantic import BaseModel as Config
 from pydantic import ConfigDict, Field
 from torch import Tensor
@@ -195,16 +196,17 @@ class Surrogate:
         """Posterior mean of the sites' log weights at each kept share (``n`` -> ``n x num_sites``)."""
         return self._variance * (drift(kept, self._at) * self._alpha) @ self._pulls
 
-    def _to_data(self, x: Tensor) -> Tensor:
-        """Covariance of log KL at ``x`` with all data (``n x num_data``), from what is remembered of them."""
+    def _to_data(self, x: Tensor, shares: Tensor) -> Tensor:
+        """Covariance of log KL at ``x`` (with shares J(x)) with all data (``n x num_data``), from what is remembered.
+
+        The other kernels are asked past gpytorch's lazy tensors, which here take longer than what they put off.
+        """
         model, shared = self.model, self.damage_model
-        assert model is not None
-        if shared is None:
-            return model.covar_module(x, self._x).to_dense()
-        through = self._variance * drift(shared.kept(x), self._at) * (shared.shares(x) @ self._pulls.T)
+        assert model is not None and shared is not None
+        through = self._variance * drift(shared.kept(x), self._at) * (shares @ self._pulls.T)
         evaluations = through[:, : len(self._x)]
         for rest in model.covar_module.kernels[1:]:
-            evaluations = evaluations + rest(x, self._x).to_dense()
+            evaluations = evaluations + to_dense(rest.forward(x, self._x))
         return torch.cat([evaluations, through[:, len(self._x) :]], dim=-1)
 
     @torch.no_grad()
@@ -232,10 +234,17 @@ class Surrogate:
         """
         model = self.model
         assert model is not None, "fit the surrogate first"
-        cross = self._to_data(x)
-        mean = model.mean_module(x) + cross @ self._alpha
+        shared = self.damage_model
+        if shared is None:
+            ahead, prior = model.mean_module(x), model.covar_module(x, diag=True)
+            cross = model.covar_module(x, self._x).to_dense()
+        else:
+            ahead, shares = shared.linearised(x)
+            prior = self._variance * ((shares @ shared.neighbours) * shares).sum(-1)
+            prior = prior + sum(rest(x, diag=True) for rest in model.covar_module.kernels[1:])
+            cross = self._to_data(x, shares)
+        mean = ahead + cross @ self._alpha
         reduced = torch.linalg.solve_triangular(self._factor, cross.mT, upper=False)
-        prior = model.covar_module(x, diag=True)
         variance = (prior - reduced.square().sum(0)).clamp_min(1e-10)
         return mean * self._scale + self._shift, variance.sqrt() * self._scale
 

@@ -9,7 +9,7 @@ from fastapi import Depends, Header, Request
 from cluster.service.gateway import Gateway
 
 
-def find_gateway(request: Request) -> Gateway:
+async def find_gateway(request: Request) -> Gateway:
     return request.app.state.gateway
 
 

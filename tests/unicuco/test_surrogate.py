@@ -226,7 +226,9 @@ def test_what_is_remembered_of_the_data_is_their_covariance(with_slopes: bool) -
     x = x_of(design(9, 5))
     assert surrogate.model is not None
     with torch.no_grad():
-        found, direct = surrogate._to_data(x), surrogate.model.covar_module(x, x_of(levels)).to_dense()
+        assert surrogate.damage_model is not None
+        found = surrogate._to_data(x, surrogate.damage_model.shares(x))
+        direct = surrogate.model.covar_module(x, x_of(levels)).to_dense()
         torch.testing.assert_close(found[:, : len(levels)], direct)
         if slopes is not None:
             torch.testing.assert_close(found[:, len(levels) :], surrogate._to_slopes(x))
