@@ -34,7 +34,7 @@ async def answers(call: AnswersCall, gateway: GatewayHere, owner: Owner) -> Resp
     return Response(reply.model_dump_json(), media_type="application/json")  # checked once is enough
 
 
-@router.get("/policies", responses=documented(401, 429, 500))
+@router.get("/policies", responses=documented(401, 422, 429, 500))
 async def policies(gateway: GatewayHere, owner: Owner) -> PolicyList:
     """The policies on offer."""
     return PolicyList(policies=gateway.policies.describe())

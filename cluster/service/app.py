@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.staticfiles import StaticFiles
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse
 
 from cluster.service import answer_routes, checkpoint_routes
 from cluster.service.gateway import Gateway
@@ -44,9 +44,20 @@ def create_app(gateway: Gateway, observe: Observe | None = None) -> FastAPI:
     app.include_router(checkpoint_routes.router)
     for name in ("live", "ready"):  # a replica listens once its policies are loaded: both are the same
         app.add_api_route(f"/health/{name}", _healthy, methods=["GET"], include_in_schema=False)
-    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    for path in sorted(PAGE.iterdir()):  # route by route: a mount at "/" would answer for wrong methods elsewhere
+        name = "" if path.name == "index.html" else path.name
+        app.add_api_route(
+            f"/{name}", _file(path), methods=["GET"], include_in_schema=False, response_class=FileResponse
+        )
     _describe(app)
     return app
+
+
+def _file(path: Path) -> Callable[[Request], Awaitable[FileResponse]]:
+    async def send(request: Request) -> FileResponse:
+        return FileResponse(path)
+
+    return send
 
 
 async def _healthy() -> dict[str, str]:

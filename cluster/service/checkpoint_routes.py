@@ -64,7 +64,7 @@ async def cancel(checkpoint_id: CheckpointId, gateway: GatewayHere, owner: Owner
     "/{checkpoint_id}/events",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events"},
+        200: {"content": {"text/event-stream": {}}, "description": "Server-sent events"},
         **documented(401, 404, 422, 429, 500),
     },
 )

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from unicuco.errors import UniCuCoError
 from unicuco.wire import Problem
@@ -81,8 +82,10 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        code = _WORDS.get(error.status_code, "error")
-        return problem(request, error.status_code, code, f"{error.detail}.", headers=error.headers)
+        code, headers = _WORDS.get(error.status_code, "error"), error.headers
+        if error.status_code == 405:  # Starlette names the methods of the first route with this path alone
+            headers = {"Allow": ", ".join(_methods(request))}
+        return problem(request, error.status_code, code, f"{error.detail}.", headers=headers)
 
     @app.exception_handler(UniCuCoError)
     async def _known(request: Request, error: UniCuCoError) -> JSONResponse:
@@ -92,6 +95,12 @@ def add_handlers(app: FastAPI) -> None:
     async def _unknown(request: Request, error: Exception) -> JSONResponse:
         LOG.exception("call failed", extra={"call_id": request.scope.get("call_id", "")})
         return problem(request, 500, "internal", "Something went wrong here; the service's log has the details.")
+
+
+def _methods(request: Request) -> list[str]:
+    """The documented methods of the call's path."""
+    found = request.app.openapi()["paths"].items()
+    return [m.upper() for path, methods in found if compile_path(path)[0].match(request.url.path) for m in methods]
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

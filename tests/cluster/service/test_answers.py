@@ -81,6 +81,20 @@ def test_bodies_are_json_and_small(client: TestClient, config: ServiceConfig) ->
     assert client.post("/v1/answers", content=parts, headers={"content-type": "application/json"}).status_code == 413
 
 
+def test_wrong_methods_and_paths_are_told_what_is_there(client: TestClient) -> None:
+    some = f"/v1/checkpoints/c-{'0' * 24}"
+    for method, path, allowed in (
+        ("GET", "/v1/answers", {"POST"}),
+        ("PUT", "/v1/checkpoints", {"GET", "POST"}),
+        ("POST", some, {"GET", "DELETE"}),
+    ):
+        refused = client.request(method, path)
+        assert refused.status_code == 405 and set(refused.headers["allow"].split(", ")) == allowed
+    for path in ("/v1/nothing", "/page/../../etc/passwd", "/..%2f..%2fetc/passwd", "/app.py", f"{some}/files/"):
+        refused = client.get(path)
+        assert refused.status_code in (404, 405) and refused.headers["content-type"] == "application/problem+json"
+
+
 def test_a_callers_id_is_taken_where_it_is_one(client: TestClient) -> None:
     assert client.get("/v1/policies", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert client.get("/v1/policies", headers={"x-request-id": "a b\tc"}).headers["x-request-id"] != "a b\tc"

@@ -95,6 +95,21 @@ def test_every_route_wants_the_key_but_health(tiny_run: Path, tmp_path: Path) ->
         assert int(limited.headers["retry-after"]) >= 1
 
 
+def test_calls_leave_a_line_without_secrets(tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    key = file.add("laptop")
+    with serving(config_of(tiny_run, tmp_path, keys=file.path)) as client, caplog.at_level("INFO", "unicuco"):
+        headers = {"authorization": f"Bearer {key}", "x-request-id": "call-1"}
+        client.post("/v1/answers", json={"requests": [{"kept": 0.7, "id": "my secret plan"}]}, headers=headers)
+        client.get("/v1/policies", headers={"authorization": "Bearer ucc_wrong"})
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "unicuco.access"]
+    assert lines[0] | {"ms": 0} == {
+        "call": "call-1", "key": "laptop", "method": "POST", "route": "/v1/answers", "status": 200, "ms": 0,
+    }  # fmt: skip
+    assert lines[1]["status"] == 401 and lines[1]["key"] == ""
+    assert key not in caplog.text and "ucc_wrong" not in caplog.text and "secret plan" not in caplog.text
+
+
 def test_a_service_of_nothing_or_of_the_wrong_thing_is_refused(tmp_path: Path, tiny_run: Path) -> None:
     policy = {"tiny": {"path": tiny_run}}
     for wrong, said in (
