@@ -4,8 +4,8 @@
 
 In each mode (``plain``: Ray's own proxy, ``fast``: HAProxy), eight connections, each with one request per call:
 
-- ``echo_ratio``: answers per second ÷ those of a deployment of the same shape that returns a constant of the same
-  size, in turns within one run (goal 0.8);
+- ``echo_ratio``: answers per second ÷ those of a deployment of the same shape (routes, checks, batches) that returns an
+  answer made beforehand, in turns within one run (goal 0.8);
 - ``fast_calls_per_second`` (goal 300) with ``fast_p99_ms`` (goal 50);
 - ``many_p50_ms``: a call with 64 requests, one connection, the better mode (goal 60).
 
@@ -38,25 +38,20 @@ CONNECTIONS, TURNS = 8, 3
 OVERLOAD_CONNECTIONS = 64
 
 
-class Constant:
-    """The gateway's shape without its work: the same routes and middleware, one answer made beforehand."""
+def make_constant() -> type:
+    """The gateway with its routes, checks and batches, and one answer made beforehand in the place of StratNet's."""
+    from ray import serve
 
-    def __init__(self, body: bytes) -> None:
-        self._body = body
+    from cluster.service.deployments import GatewayReplica
 
-    def __serve_build_asgi_app__(self) -> Any:
-        from fastapi import FastAPI, Request, Response
+    class Constant(GatewayReplica):
+        @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0)
+        async def answer_batch(self, calls: list[Any]) -> list[list[Any]]:
+            if not hasattr(self, "_made"):
+                self._made = await self.gateway.answer_all([calls[0]])
+            return [self._made[0] for _ in calls]
 
-        app, body = FastAPI(), self._body
-
-        async def answers(request: Request) -> Response:
-            await request.json()
-            return Response(body, media_type="application/json")
-
-        answers.__annotations__ = {"request": Request, "return": Response}
-        app.add_api_route("/echo/v1/answers", answers, methods=["POST"])
-        app.add_api_route("/v1/answers", answers, methods=["POST"])
-        return app
+    return Constant
 
 
 def main() -> None:
@@ -91,10 +86,7 @@ def in_process(mode: str, policy: Path, seconds: float, minutes: float) -> dict[
 def measure(policy: Path, seconds: float, minutes: float) -> dict[str, Any]:
     """All figures of the mode that the environment sets."""
     with tempfile.TemporaryDirectory(prefix="unicuco-bench-") as scratch, served(policy, Path(scratch)) as url:
-        import httpx2 as httpx
-
-        body = httpx.post(f"{url}/v1/answers", json={"requests": [{"kept": 0.7}]}, timeout=60).content
-        echo = deploy_echo(body)
+        echo = deploy_echo(make_service(policy, Path(scratch)))
         for warm in (url, f"{url}{echo}"):
             load(warm, CONNECTIONS, 3, 1)
         pairs = [
@@ -114,15 +106,9 @@ def measure(policy: Path, seconds: float, minutes: float) -> dict[str, Any]:
         return found
 
 
-@contextmanager
-def served(policy: Path, scratch: Path) -> Iterator[str]:
-    """The service on a free port, without limits per key."""
-    from actors.runtime import RayConfig, start_or_attach
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config: ServiceConfig = make_config(
+def make_service(policy: Path, scratch: Path) -> ServiceConfig:
+    """One policy, without limits per key."""
+    return make_config(
         {
             "policies": {"bench": {"path": policy}},
             "storage": scratch / "checkpoints",
@@ -130,6 +116,16 @@ def served(policy: Path, scratch: Path) -> Iterator[str]:
             "limits": {"calls_per_second": 1e6},
         }
     )
+
+
+@contextmanager
+def served(policy: Path, scratch: Path) -> Iterator[str]:
+    """The service on a free port."""
+    from actors.runtime import RayConfig, start_or_attach
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     with start_or_attach(RayConfig(num_cpus=4)):
         from ray import serve
 
@@ -140,21 +136,26 @@ def served(policy: Path, scratch: Path) -> Iterator[str]:
             http_options={"host": "127.0.0.1", "port": port},
             logging_config={"encoding": "JSON", "enable_access_log": False},
         )
-        serve.run(build(config), name="unicuco", route_prefix="/")
+        serve.run(build(make_service(policy, scratch)), name="unicuco", route_prefix="/")
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
             serve.shutdown()
 
 
-def deploy_echo(body: bytes) -> str:
+def deploy_echo(config: ServiceConfig) -> str:
     """The constant deployment; returns its prefix."""
     from ray import serve
 
-    replica = serve.deployment(serve.ingress()(Constant)).options(  # type: ignore[attr-defined]
-        name="echo", ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=128, max_queued_requests=128
+    from cluster.service.deployments import GATEWAY_CPUS, QUEUED, STREAMS
+
+    replica = serve.deployment(serve.ingress()(make_constant())).options(  # type: ignore[attr-defined]
+        name="echo",
+        ray_actor_options={"num_cpus": GATEWAY_CPUS},
+        max_ongoing_requests=config.limits.calls_at_once + STREAMS,
+        max_queued_requests=QUEUED,
     )
-    serve.run(replica.bind(body), name="echo", route_prefix="/echo")
+    serve.run(replica.bind(config, None), name="echo", route_prefix="/echo")
     return "/echo"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -66,6 +67,7 @@ def run_serve(config: ServiceConfig, host: str, port: int, fast: bool, address: 
     need = sum(policy.num_cpus * policy.replicas for policy in config.policies.values())
     most = config.gateways if isinstance(config.gateways, int) else config.gateways[1]
     console = Console()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray_config = RayConfig(address=address, num_cpus=max(usable_cpus(), math.ceil(need + most)))
     with _told_to_stop() as stop, start_or_attach(ray_config):
         from ray import serve

@@ -17,6 +17,9 @@ from cluster.service.table import Order
 from unicuco.request import Answer, Request
 from unicuco.wire import Checkpoint, CheckpointCall, Event
 
+AT_ONCE_HERE = 64
+"""Requests that are answered in the event loop: about ten milliseconds."""
+
 
 class JobsProxy(Protocol):
     """``Jobs``, or its handle in another process."""
@@ -31,8 +34,8 @@ class JobsProxy(Protocol):
 class Gateway:
     """One replica of the front: answers by itself, passes checkpoints on.
 
-    Answers are computed in one thread, so that a hundred calls at once neither block the event loop nor fight for
-    processors.
+    Small batches are computed in the event loop: a few milliseconds, during which the next calls gather. In a thread
+    the two would fight for the interpreter's lock, and batches stay small. Large ones have a thread of their own.
     """
 
     def __init__(self, config: ServiceConfig, jobs: JobsProxy) -> None:
@@ -64,6 +67,8 @@ class Gateway:
 
     async def answer_all(self, calls: list[tuple[Offered, list[Request]]]) -> list[list[Answer]]:
         """Several calls in as few batches as there are policies among them."""
+        if sum(len(requests) for _, requests in calls) <= AT_ONCE_HERE:
+            return answer_together(calls)
         return await asyncio.get_running_loop().run_in_executor(self._thread, answer_together, calls)
 
     async def order(self, owner: str, call: CheckpointCall, body: bytes, key: str | None) -> tuple[Checkpoint, bool]:
