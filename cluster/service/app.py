@@ -27,6 +27,7 @@ def create_app(gateway: Gateway, observe: Observe | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         gateway.start()
         yield
+        await gateway.stop()
 
     app = FastAPI(
         title="UniCuCo",

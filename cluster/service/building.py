@@ -108,6 +108,7 @@ async def stream_build(builder: CheckpointBuilder, order: Build) -> AsyncIterato
         loop.call_soon_threadsafe(steps.put_nowait, name)
 
     building = asyncio.ensure_future(asyncio.to_thread(builder.build, order, stage))
+    step: asyncio.Future[Step] | None = None
     try:
         while True:
             step = asyncio.ensure_future(steps.get())
@@ -122,6 +123,8 @@ async def stream_build(builder: CheckpointBuilder, order: Build) -> AsyncIterato
             return
     finally:
         stop.set()
+        if step is not None:
+            step.cancel()  # it would wait for ever where the stream is closed early
         with contextlib.suppress(BuildStoppedError, asyncio.CancelledError):
             if not building.done():
                 await asyncio.shield(building)
@@ -140,7 +143,7 @@ def read_result(target: Path) -> CheckpointResult | None:
 
 def _result(made: Pruned, target: Path, seconds: float) -> CheckpointResult:
     about = json.loads((target / PROVENANCE).read_text(encoding="utf-8"))
-    files = {**made.checkpoint.files}
+    files = made.checkpoint.files  # with digests; the record that holds them is not among them
     names = sorted(path.name for path in target.iterdir() if path.is_file())
     listed = [
         CheckpointFile(

@@ -132,7 +132,6 @@ class GatewayReplica:
 
     def __init__(self, config: ServiceConfig, jobs: DeploymentHandle) -> None:
         _join_logs()
-        self._config = config
         self.gateway = _Batching(config, RemoteJobs(jobs), self)
         self._calls = metrics.Counter("unicuco_calls_total", "Calls by route and status.", tag_keys=("route", "status"))
         self._seconds = metrics.Histogram(

@@ -110,7 +110,6 @@ class Keys:
         return found
 
     def _changed(self) -> float:
-        assert self._file or not self._hashes
         try:
             return self._file.path.stat().st_mtime if self._file else 0.0
         except OSError:

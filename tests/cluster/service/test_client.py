@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from typer.testing import CliRunner
 
 from cluster.cli import app
@@ -18,7 +16,7 @@ from cluster.service.app import create_app
 from cluster.service.config import ServiceConfig
 from cluster.service.gateway import Gateway
 from cluster.service.keys import KeyFile
-from tests.cluster.service.conftest import Bridge, config_of, jobs_in_a_loop, threaded
+from tests.cluster.service.conftest import Bridge, config_of, jobs_in_a_loop, listening, threaded
 from unicuco.client import Client, ServiceCallError
 from unicuco.policy import Policy
 from unicuco.request import Request
@@ -67,16 +65,8 @@ def weather(config: ServiceConfig) -> Iterator[tuple[Weather, str]]:
 def in_weather(config: ServiceConfig) -> Iterator[tuple[Weather, str]]:
     with jobs_in_a_loop(config, threaded(config)) as (jobs, loop):
         weather = Weather(create_app(Gateway(config, Bridge(jobs, loop))))
-        server = uvicorn.Server(uvicorn.Config(weather, host="127.0.0.1", port=0, log_level="critical"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            while not server.started:
-                thread.join(0.05)
-            yield weather, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join()
+        with listening(weather) as address:
+            yield weather, address
 
 
 def test_it_reads_what_the_policy_says(weather: tuple[Weather, str], tiny_run: Path) -> None:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from cluster.service.app import create_app
 from cluster.service.config import ServiceConfig
 from cluster.service.gateway import Gateway
 from cluster.service.keys import KeyFile
-from tests.cluster.service.conftest import Bridge, config_of, jobs_in_a_loop, threaded
+from tests.cluster.service.conftest import Bridge, config_of, jobs_in_a_loop, listening, threaded
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -41,20 +38,11 @@ def served(config: ServiceConfig) -> Iterator[str]:
 
 def serve(config: ServiceConfig) -> Iterator[str]:
     """The service on a port of its own, without Ray; yields its address."""
-    with jobs_in_a_loop(config, threaded(config)) as (jobs, loop):
-        app = create_app(Gateway(config, Bridge(jobs, loop)))
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            until = time.monotonic() + 30
-            while not server.started and time.monotonic() < until:
-                time.sleep(0.05)
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            server.force_exit = True
-            thread.join()
+    with (
+        jobs_in_a_loop(config, threaded(config)) as (jobs, loop),
+        listening(create_app(Gateway(config, Bridge(jobs, loop)))) as address,
+    ):
+        yield address
 
 
 @pytest.fixture
