@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +64,8 @@ def run_serve(config: ServiceConfig, host: str, port: int, fast: bool, address: 
         ServiceError, RayStartError: before anything is served.
     """
     refuse_open(host, config.keys)
+    if not (address or os.environ.get("RAY_ADDRESS")):  # elsewhere the port is that of another machine
+        refuse_taken(host, port)
     for name, value in {**(FAST if fast else {}), **QUICK_STOP}.items():
         os.environ.setdefault(name, value)
     need = sum(policy.num_cpus * policy.replicas for policy in config.policies.values())
@@ -99,6 +103,23 @@ def run_serve(config: ServiceConfig, host: str, port: int, fast: bool, address: 
                 pass
         finally:
             serve.shutdown()
+
+
+def refuse_taken(host: str, port: int) -> None:
+    """Finds out now, not after Ray has started, whether one can listen there.
+
+    Raises:
+        ServiceError: another program listens on the port, or the address is not this machine's.
+    """
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections may linger
+            probe.bind(where)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServiceError(f"Port {port} of {host} is taken by another program; choose one with --port.") from error
+        raise ServiceError(f"Cannot listen on {host}, port {port}: {error.strerror or error}.") from error
 
 
 @contextmanager

@@ -223,12 +223,33 @@ class SearchSpace:
                 raise InfeasibleRequestError(
                     f"No strategy has a {measure} total of {int(limit.min()):,}: in the smallest, {floor:,} are left."
                 )
-        low, high = np.full(len(x), -1.0), np.ones(len(x))  # shift -1: all dense; +1: the smallest
-        for _ in range(22):  # finer than any two levels lie apart
-            middle = (low + high) / 2
-            fits = self._fits(self._nearest(x + middle[:, None]), limits)
-            low, high = np.where(fits, low, middle), np.where(fits, middle, high)
-        return self._fill(self._nearest(x + high[:, None]), x, limits)
+        return self._fill(self._nearest(x + self._shift(x, limits)[:, None]), x, limits)
+
+    def _shift(self, x: np.ndarray, limits: dict[Measure, np.ndarray]) -> np.ndarray:
+        """The smallest shift of every row (``n``) with which its nearest levels fit: all shifts that matter, in order.
+
+        A site comes to its next level where its sparsity passes the midpoint, and gives up the difference there.
+        """
+        site, level, midpoint = self._crossings
+        passes = midpoint - x[:, site]
+        order = np.argsort(passes, axis=1)
+        shift = np.full(len(x), -2.0)  # all dense
+        for measure, limit in limits.items():
+            table = self.tables[measure]
+            over = table[:, 0].sum() + self.fixed[measure] - limit
+            freed = np.cumsum((table[site, level] - table[site, level + 1])[order], axis=1)
+            last = np.minimum((freed < over[:, None]).sum(axis=1), len(site) - 1)
+            needed = passes[np.arange(len(x)), order[np.arange(len(x)), last]] + 1e-6  # levels lie further apart
+            shift = np.where(over > 0, np.maximum(shift, needed), shift)
+        return shift
+
+    @cached_property
+    def _crossings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Every step from a level to the next one: its site, the level before it, and the midpoint between both."""
+        steps = self.num_levels - 1
+        site = np.repeat(self._all_sites, steps)
+        level = np.concatenate([np.arange(n) for n in steps])
+        return site, level, self._halfway - 2.0 * site
 
     @cached_property
     def _halfway(self) -> np.ndarray:
@@ -245,12 +266,6 @@ class SearchSpace:
     def _levels_before(self) -> np.ndarray:
         """Midpoints of all sites before each one."""
         return np.concatenate([[0], np.cumsum(self.num_levels - 1)[:-1]])
-
-    def _fits(self, index: np.ndarray, limits: dict[Measure, np.ndarray]) -> np.ndarray:
-        fits = np.ones(len(index), dtype=bool)
-        for measure, limit in limits.items():
-            fits &= self.total(index, measure) <= limit
-        return fits
 
     def _fill(self, index: np.ndarray, wish: np.ndarray, limits: dict[Measure, np.ndarray]) -> np.ndarray:
         sites = np.arange(self.num_sites)

@@ -24,7 +24,7 @@ async def answers(call: AnswersCall, gateway: GatewayHere, owner: Owner) -> Resp
     if gateway.at_once.locked():
         raise ProblemError(503, "overloaded", "More calls than this service can answer; come back soon.", 1)
     offered = gateway.policies.get(call.policy)
-    offered.check(call.requests)
+    offered.check({f"body.requests.{i}": request for i, request in enumerate(call.requests)})
     async with gateway.at_once:
         try:
             found = await asyncio.wait_for(gateway.answer(offered, call.requests), limits.timeout_seconds)

@@ -78,7 +78,7 @@ class Gateway:
             ProblemError: 422 where no strategy meets the request; what the table refuses.
         """
         offered = self.policies.get(call.policy)
-        offered.check([call.request])
+        offered.check({"body.request": call.request})
         answer = (await self.answer(offered, [call.request]))[0]
         if not answer.feasible:
             raise ProblemError(422, "infeasible", answer.note)

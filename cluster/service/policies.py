@@ -37,13 +37,13 @@ class Offered:
     def version(self) -> int:
         return self.policy.parts.version
 
-    def check(self, requests: list[Request]) -> None:
-        """Raises ProblemError (422) naming the first request that this policy cannot read."""
-        for i, request in enumerate(requests):
+    def check(self, requests: dict[str, Request]) -> None:
+        """Raises ProblemError (422) naming the first request, by its place in the call, that it cannot read."""
+        for place, request in requests.items():
             try:
                 self.policy.check_request(request)
             except RequestError as error:
-                where = [{"where": f"body.requests.{i}", "what": str(error)}]
+                where = [{"where": place, "what": str(error)}]
                 raise ProblemError(422, "unknown_objective", str(error), errors=where) from error
 
     def answer(self, requests: list[Request]) -> list[Answer]:

@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Row
 
 from cluster.service.problems import ProblemError
 from unicuco.request import Answer
-from unicuco.wire import ACTIVE, Checkpoint, CheckpointResult, Event, State
+from unicuco.wire import ACTIVE, ENDED, Checkpoint, CheckpointResult, Event, State
 
 ATTEMPTS = 3
 """A build that takes its replica down so often is given up."""
@@ -276,10 +276,10 @@ class CheckpointTable:
         return sorted({row.build for row in old} - wanted)
 
     def counts(self) -> dict[str, int]:
-        """Checkpoints in every state."""
+        """Checkpoints in every state, those with none among them: a gauge keeps what it was told last."""
         with self._engine.connect() as db:
             rows = db.execute(sa.select(_CHECKPOINTS.c.state, sa.func.count()).group_by(_CHECKPOINTS.c.state)).all()
-        return {row.state: row[1] for row in rows}
+        return {**dict.fromkeys((*ACTIVE, *ENDED), 0), **{row.state: row[1] for row in rows}}
 
     # -- inside a transaction -------------------------------------------------------------------------------------
 

@@ -77,6 +77,25 @@ def test_answers_over_http_are_the_policys_own_however_they_are_batched(client: 
     assert bad.status_code == 422 and bad.headers["content-type"] == "application/problem+json"
 
 
+def test_prometheus_finds_the_calls_it_can_be_told_of(client: httpx.Client) -> None:
+    import ray
+
+    for body in ({"requests": [{"kept": 0.7}]}, {"requests": [{"kept": 7}]}):
+        client.post("/v1/answers", json=body)
+    (port,) = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
+    wanted = ('status="422"', "ray_unicuco_call_seconds_bucket{", "ray_unicuco_checkpoints{")
+    until, found = time.monotonic() + 60, ""
+    while time.monotonic() < until and not all(part in found for part in wanted):
+        time.sleep(1)
+        page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        found = "\n".join(line for line in page.splitlines() if line.startswith("ray_unicuco"))
+    counts = [line for line in found.splitlines() if line.startswith("ray_unicuco_calls_total{")]
+    for status in ("200", "422"):
+        (line,) = [c for c in counts if f'status="{status}"' in c and 'route="/v1/answers"' in c]
+        assert float(line.rsplit(" ", 1)[1]) >= 1
+    assert all(part in found for part in wanted)
+
+
 def enter(client: httpx.Client, kept: float) -> str:
     reply = client.post("/v1/checkpoints", json={"request": {"kept": kept}})
     assert reply.status_code == 202, reply.text

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from cluster.service.problems import ProblemError
 from cluster.service.table import ATTEMPTS, CheckpointTable, Order
 from unicuco.request import Answer, Request
-from unicuco.wire import ENDED, CheckpointResult
+from unicuco.wire import ACTIVE, ENDED, CheckpointResult
 
 RESULT = CheckpointResult(uri="file:///x", files=[], bytes=1, params=1, measured={}, verified=True, seconds=1.0)
 ANSWER = Answer(
@@ -51,6 +51,14 @@ def test_equal_checkpoints_are_one_build(table: CheckpointTable) -> None:
     assert table.finish("a", RESULT, time.time() + 60) == 3
     assert states(table) == ["done", "running", "done"] and states(table, "you") == ["done"]
     assert table.built("a", time.time()) is not None and table.built("b", time.time()) is None
+
+
+def test_a_state_that_nobody_is_in_any_more_counts_as_none(table: CheckpointTable) -> None:
+    assert set(table.counts()) == {*ACTIVE, *ENDED} and not any(table.counts().values())
+    table.submit("me", order("a"), 10)
+    assert table.counts()["queued"] == 1
+    table.take("tiny", [])
+    assert (table.counts()["queued"], table.counts()["running"]) == (0, 1)
 
 
 def test_the_same_key_enters_one_checkpoint(table: CheckpointTable) -> None:
