@@ -21,15 +21,12 @@ async def answers(call: AnswersCall, gateway: GatewayHere, owner: Owner) -> Resp
     if len(call.requests) > limits.requests_per_call:
         detail = f"{len(call.requests)} requests in one call; at most {limits.requests_per_call}."
         raise ProblemError(422, "too_many_requests", detail)
-    if gateway.at_once.locked():
-        raise ProblemError(503, "overloaded", "More calls than this service can answer; come back soon.", 1)
     offered = gateway.policies.get(call.policy)
     offered.check({f"body.requests.{i}": request for i, request in enumerate(call.requests)})
-    async with gateway.at_once:
-        try:
-            found = await asyncio.wait_for(gateway.answer(offered, call.requests), limits.timeout_seconds)
-        except TimeoutError:
-            raise ProblemError(503, "overloaded", "The answer took too long; come back soon.", 5) from None
+    try:
+        found = await asyncio.wait_for(gateway.answer(offered, call.requests), limits.timeout_seconds)
+    except TimeoutError:
+        raise ProblemError(503, "overloaded", "The answer took too long; come back soon.", 5) from None
     reply = AnswersReply(policy=offered.name, version=offered.version, digest=offered.digest, answers=found)
     return Response(reply.model_dump_json(), media_type="application/json")  # checked once is enough
 

@@ -39,7 +39,7 @@ def create_app(gateway: Gateway, observe: Observe | None = None) -> FastAPI:
         openapi_url="/v1/openapi.json",
     )
     app.state.gateway = gateway
-    app.add_middleware(CallMiddleware, body_bytes=gateway.config.limits.body_bytes, observe=observe)
+    app.add_middleware(CallMiddleware, limits=gateway.config.limits, observe=observe)
     add_handlers(app)
     app.include_router(answer_routes.router)
     app.include_router(checkpoint_routes.router)

@@ -42,7 +42,6 @@ class Gateway:
         self.config, self.jobs = config, jobs
         self.policies, self.keys = Policies(config.policies), Keys(config.keys)
         self.rate = RateLimit(config.limits.calls_per_second)
-        self.at_once = asyncio.Semaphore(config.limits.calls_at_once)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._watching: asyncio.Task[None] | None = None
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.service.config import LimitsConfig
 from cluster.service.problems import problem
 
 LOG = logging.getLogger("unicuco.access")
@@ -20,11 +21,20 @@ Observe = Callable[[str, int, float], None]
 """Told the route, status and seconds of every call."""
 
 
-class CallMiddleware:
-    """Gives each call an id (the caller's ``X-Request-ID``, where it is one), refuses what no route should see."""
+ANSWERS = "/v1/answers"
 
-    def __init__(self, app: ASGIApp, body_bytes: int, observe: Observe | None = None) -> None:
-        self._app, self._limit, self._observe = app, body_bytes, observe
+
+class CallMiddleware:
+    """Gives each call an id (the caller's ``X-Request-ID``, where it is one), refuses what no route should see.
+
+    Calls for answers beyond ``calls_at_once`` are refused here, before their body is read: a refusal that went through
+    keys, routes and checks would cost nearly what an answer does, and twice the load would leave no time for answers.
+    """
+
+    def __init__(self, app: ASGIApp, limits: LimitsConfig, observe: Observe | None = None) -> None:
+        self._app, self._limits, self._observe = app, limits, observe
+        self._answering = 0
+        self._shed = Shed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,20 +43,40 @@ class CallMiddleware:
         request = Request(scope)
         given = request.headers.get("x-request-id", "")
         scope["call_id"] = given if CALL_ID.fullmatch(given) else secrets.token_hex(8)
+        if scope["path"] == ANSWERS:
+            if self._answering >= self._limits.calls_at_once:
+                await self._refuse(request, receive, send)
+                return
+            self._answering += 1
+        try:
+            await self._call(request, receive, send)
+        finally:
+            self._answering -= scope["path"] == ANSWERS
+
+    async def _refuse(self, request: Request, receive: Receive, send: Send) -> None:
+        detail = "More calls than this service can answer; come back soon."
+        reply = problem(request, 503, "overloaded", detail, headers={"Retry-After": "1", **_marks(request.scope)})
+        await reply(request.scope, receive, send)
+        self._shed.count()
+        if self._observe:
+            self._observe(ANSWERS, 503, 0.0)
+
+    async def _call(self, request: Request, receive: Receive, send: Send) -> None:
+        scope = request.scope
         began, status = time.perf_counter(), 0
 
         async def answering(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                extra = [(b"x-request-id", scope["call_id"].encode()), (b"x-content-type-options", b"nosniff")]
+                extra = [(name.encode(), value.encode()) for name, value in _marks(scope).items()]
                 message = {**message, "headers": [*message.get("headers", ()), *extra]}
             await send(message)
 
         try:
             body = await self._body(request, receive)
             if body is None:
-                detail = f"The body is larger than {self._limit:,} bytes."
+                detail = f"The body is larger than {self._limits.body_bytes:,} bytes."
                 await problem(request, 413, "too_large", detail)(scope, receive, answering)
             elif body and not _is_json(request):
                 detail = "Send a body of content type application/json."
@@ -59,7 +89,7 @@ class CallMiddleware:
     async def _body(self, request: Request, receive: Receive) -> bytes | None:
         """The whole body; None where it is too large. Bodies are small here, and half a body is no call."""
         length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._limit:
+        if length.isdigit() and int(length) > self._limits.body_bytes:
             return None
         parts, size = [], 0
         while True:
@@ -68,7 +98,7 @@ class CallMiddleware:
                 return b""
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > self._limit:
+            if size > self._limits.body_bytes:
                 return None
             if not message.get("more_body", False):
                 return b"".join(parts)
@@ -86,6 +116,25 @@ class CallMiddleware:
             "ms": round(1000 * seconds, 1),
         }
         LOG.info(json.dumps(line))
+
+
+class Shed:
+    """Refused calls in the log: their number, about once a second, or the log would be what takes the time."""
+
+    def __init__(self) -> None:
+        self._calls, self._since = 0, time.monotonic()
+
+    def count(self) -> None:
+        self._calls += 1
+        now = time.monotonic()
+        if now - self._since >= 1:
+            LOG.warning(json.dumps({"route": ANSWERS, "status": 503, "calls": self._calls}))
+            self._calls, self._since = 0, now
+
+
+def _marks(scope: Scope) -> dict[str, str]:
+    """Headers of every reply."""
+    return {"x-request-id": scope["call_id"], "x-content-type-options": "nosniff"}
 
 
 def _is_json(request: Request) -> bool:

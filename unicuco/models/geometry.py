@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -54,7 +56,7 @@ class Geometry(BaseModel):
     fixed_macs: int
     """Multiply-adds per token outside the blocks: the head."""
 
-    @property
+    @cached_property
     def block_params(self) -> int:
         """Parameters of all dense blocks: the denominator of ``kept``."""
         return sum(block.params for block in self.blocks)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from starlette.testclient import TestClient
 
+from cluster.service.app import create_app
 from cluster.service.config import ServiceConfig
-from cluster.service.gateway import answer_together
-from cluster.service.policies import Policies
+from cluster.service.gateway import Gateway, JobsProxy, answer_together
+from cluster.service.policies import Offered, Policies
 from tests.cluster.service.conftest import config_of, serving
 from unicuco.policy import Policy
-from unicuco.request import Request
+from unicuco.request import Answer, Request
 
 
 @pytest.fixture
@@ -142,3 +145,33 @@ def test_a_new_version_is_taken_up_while_calls_go_on(tiny_run: Path, tmp_path: P
             asking.join()
         assert {status for status, _ in seen} == {200}
         assert seen[-1][1] == wanted and seen[0][1] != wanted
+
+
+def test_calls_beyond_the_limit_are_shed_at_once_and_the_others_answered(config: ServiceConfig) -> None:
+    config = config.model_copy(update={"limits": config.limits.model_copy(update={"calls_at_once": 2})})
+    inside, let_go = threading.Semaphore(0), threading.Event()
+
+    class Slow(Gateway):
+        async def answer(self, offered: Offered, requests: list[Request]) -> list[Answer]:
+            inside.release()
+            await asyncio.to_thread(let_go.wait, 30)
+            return await super().answer(offered, requests)
+
+    body, replies = {"requests": [{"kept": 0.7}]}, []
+    # No checkpoint is asked for, so nobody owns the table.
+    with TestClient(create_app(Slow(config, cast(JobsProxy, None)))) as client:
+        calls = [
+            threading.Thread(target=lambda: replies.append(client.post("/v1/answers", json=body))) for _ in range(2)
+        ]
+        for call in calls:
+            call.start()
+        assert all(inside.acquire(timeout=20) for _ in calls)
+        refused = client.post("/v1/answers", json=body)
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        assert refused.json()["code"] == "overloaded" and refused.headers["x-request-id"] == refused.json()["instance"]
+        assert client.get("/v1/policies").status_code == 200  # only answers are limited
+        let_go.set()
+        for call in calls:
+            call.join()
+        assert [reply.status_code for reply in replies] == [200, 200]
+        assert client.post("/v1/answers", json=body).status_code == 200
