@@ -13,6 +13,7 @@ from botorch.utils.multi_objective.pareto import is_non_dominated
 from unicuco.answers import compose
 from unicuco.domains import DomainPromises, tried_shares
 from unicuco.errors import PolicyError
+from unicuco.level_posterior import LevelPosterior
 from unicuco.objectives import front, join_preferences, site_shares, tchebycheff
 from unicuco.policy_parts import PolicyParts, load_parts, save_parts
 from unicuco.request import Answer, Promise, Request
@@ -112,8 +113,14 @@ class Policy:
 
     def _raw(self, levels: np.ndarray) -> np.ndarray:
         """The surrogate's mean and deviation of log KL (``2 x n``), for the search windows."""
+        if self._on_levels is not None:
+            return self._on_levels(levels)
         with torch.no_grad():
             return torch.stack(self.parts.surrogate.predict(torch.as_tensor(self.space.sparsities(levels)))).numpy()
+
+    @cached_property
+    def _on_levels(self) -> LevelPosterior | None:
+        return self.parts.surrogate.on_levels()
 
     def _on_fresh_text(self, levels: np.ndarray, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """KL and its 90 % interval (``n`` each): ``raw`` moved to fresh windows, with a measurement's own scatter."""
