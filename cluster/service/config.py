@@ -102,6 +102,15 @@ class ServiceConfig(_Section):
     def _known_database(cls, url: str) -> str:
         if not url.startswith(("sqlite:///", "postgresql")):
             raise ValueError("the database is sqlite:///FILE or a postgresql URL")
+        if url.startswith("postgresql"):
+            import sqlalchemy as sa
+
+            try:
+                sa.make_url(url).get_dialect().import_dbapi()
+            except ImportError as error:
+                raise ValueError(f"no driver for it here ({error}): pip install 'unicuco[postgres]'") from error
+            except sa.exc.ArgumentError as error:
+                raise ValueError("it cannot be read as a database URL") from error  # it may hold a password
         return url
 
 

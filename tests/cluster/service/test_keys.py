@@ -117,6 +117,8 @@ def test_a_service_of_nothing_or_of_the_wrong_thing_is_refused(tmp_path: Path, t
         ({"policies": {"a": {"path": tmp_path}}}, "no policy at"),
         ({"policies": {"../a": {"path": tiny_run}}}, "policies"),
         ({"policies": policy, "database": "mysql://x"}, "sqlite"),
+        ({"policies": policy, "database": "postgresql+nodriver://x"}, "database"),
+        ({"policies": policy, "database": "postgresql+pg8000://me:secret@x/y"}, "pip install"),
         ({"policies": {"tiny": {"path": tiny_run, "device": "cuda"}}}, "num_gpus"),
         ({"policies": policy, "gateways": [3, 2]}, "gateways"),
     ):

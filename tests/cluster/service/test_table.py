@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -28,9 +30,29 @@ def order(build: str, key: str | None = None, body: str = "") -> Order:
     return Order("tiny", "hetero", build, ANSWER, key, body)
 
 
+POSTGRES = os.environ.get("UNICUCO_TEST_POSTGRES", "")
+needs_postgres = pytest.mark.skipif(not POSTGRES, reason="UNICUCO_TEST_POSTGRES names no empty PostgreSQL database")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    empty(POSTGRES)
+    return POSTGRES
+
+
+def empty(url: str) -> None:
+    engine = sa.create_engine(url)
+    found = sa.MetaData()
+    found.reflect(engine)
+    found.drop_all(engine)
+    engine.dispose()
+
+
 @pytest.fixture
-def table(tmp_path: Path) -> Iterator[CheckpointTable]:
-    table = CheckpointTable(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+def table(url: str) -> Iterator[CheckpointTable]:
+    table = CheckpointTable(url)
     yield table
     table.close()
 
@@ -100,8 +122,7 @@ def test_pages_hold_everything_once(table: CheckpointTable) -> None:
     assert found == ids[::-1]
 
 
-def test_what_ran_at_a_crash_is_built_again_but_not_for_ever(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+def test_what_ran_at_a_crash_is_built_again_but_not_for_ever(url: str) -> None:
     CheckpointTable(url).submit("me", order("a"), 10)
     for attempt in range(ATTEMPTS):
         table = CheckpointTable(url)  # as if the process before had been killed
@@ -146,13 +167,11 @@ def test_files_go_when_nobody_has_a_claim_to_them(table: CheckpointTable) -> Non
 class Life(RuleBasedStateMachine):
     """Random callers, builders, losses and restarts against one table."""
 
-    folder: Path
-    runs = 0
+    url: str
 
     def __init__(self) -> None:
         super().__init__()
-        Life.runs += 1
-        self.url = f"sqlite:///{Life.folder / f'{Life.runs}.sqlite'}"
+        empty(self.url)
         self.table = CheckpointTable(self.url)
         self.known: dict[str, str] = {}
         self.building: list[str] = []
@@ -211,6 +230,6 @@ class Life(RuleBasedStateMachine):
         self.known = {name: checkpoint.state for name, checkpoint in now.items()}
 
 
-def test_lives_of_checkpoints(tmp_path: Path) -> None:
-    Life.folder = tmp_path
+def test_lives_of_checkpoints(url: str) -> None:
+    Life.url = url
     run_state_machine_as_test(Life, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))
