@@ -6,7 +6,6 @@ state is one transaction that names the state it expects: of two that race, one 
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Sequence
@@ -18,45 +17,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from cluster.service.problems import ProblemError
+from cluster.service.schema import CHECKPOINTS, EVENTS, META, to_checkpoint
 from unicuco.request import Answer
 from unicuco.wire import ACTIVE, ENDED, Checkpoint, CheckpointResult, Event, State
 
 ATTEMPTS = 3
 """A build that takes its replica down so often is given up."""
 IDEMPOTENCY_SECONDS = 24 * 3600.0
-
-_META = sa.MetaData()
-_CHECKPOINTS = sa.Table(
-    "checkpoints",
-    _META,
-    sa.Column("id", sa.String(40), primary_key=True),
-    sa.Column("number", sa.Integer, nullable=False, unique=True),
-    sa.Column("owner", sa.String(64), nullable=False, index=True),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("stage", sa.Text, nullable=False, default=""),
-    sa.Column("policy", sa.String(64), nullable=False),
-    sa.Column("layout", sa.String(16), nullable=False),
-    sa.Column("build", sa.String(64), nullable=False, index=True),
-    sa.Column("answer", sa.Text, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("updated", sa.Float, nullable=False),
-    sa.Column("expires", sa.Float),
-    sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("error", sa.Text),
-    sa.Column("result", sa.Text),
-    sa.Column("idempotency_key", sa.String(200)),
-    sa.Column("body", sa.String(64)),
-    sa.UniqueConstraint("owner", "idempotency_key"),
-)
-_EVENTS = sa.Table(
-    "events",
-    _META,
-    sa.Column("checkpoint", sa.String(40), sa.ForeignKey("checkpoints.id"), primary_key=True),
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("time", sa.Float, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("stage", sa.Text, nullable=False),
-)
 
 
 @dataclass(frozen=True)
@@ -98,7 +65,7 @@ class CheckpointTable:
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("PRAGMA foreign_keys=ON")
 
-        _META.create_all(self._engine)
+        META.create_all(self._engine)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -119,8 +86,8 @@ class CheckpointTable:
             if order.idempotency_key:
                 self._forget_keys(db, now)
                 before = db.execute(
-                    sa.select(_CHECKPOINTS).where(
-                        _CHECKPOINTS.c.owner == owner, _CHECKPOINTS.c.idempotency_key == order.idempotency_key
+                    sa.select(CHECKPOINTS).where(
+                        CHECKPOINTS.c.owner == owner, CHECKPOINTS.c.idempotency_key == order.idempotency_key
                     )
                 ).one_or_none()
                 if before is not None:
@@ -128,13 +95,13 @@ class CheckpointTable:
                         raise ProblemError(
                             422, "idempotency_key_reused", "This Idempotency-Key was used with another body."
                         )
-                    return _checkpoint(before), False
-            active = sa.select(sa.func.count()).where(_CHECKPOINTS.c.owner == owner, _CHECKPOINTS.c.state.in_(ACTIVE))
+                    return to_checkpoint(before), False
+            active = sa.select(sa.func.count()).where(CHECKPOINTS.c.owner == owner, CHECKPOINTS.c.state.in_(ACTIVE))
             if db.execute(active).scalar_one() >= most_active:
                 raise ProblemError(
                     429, "quota", f"{most_active} checkpoints are under way already; wait for one of them.", 10
                 )
-            last = db.execute(sa.select(sa.func.max(_CHECKPOINTS.c.number))).scalar_one()
+            last = db.execute(sa.select(sa.func.max(CHECKPOINTS.c.number))).scalar_one()
             row: dict[str, Any] = {
                 "id": f"c-{secrets.token_hex(12)}",
                 "number": (last or 0) + 1,
@@ -151,32 +118,32 @@ class CheckpointTable:
                 "idempotency_key": order.idempotency_key,
                 "body": order.body,
             }
-            db.execute(sa.insert(_CHECKPOINTS).values(**row))
+            db.execute(sa.insert(CHECKPOINTS).values(**row))
             _note(db, [row["id"]], "queued", "", now)
-            return _checkpoint(_one(db, row["id"])), True
+            return to_checkpoint(_one(db, row["id"])), True
 
     def get(self, owner: str, checkpoint_id: str) -> Checkpoint:
         """Raises ProblemError (404), the same for what is not there and what is not theirs."""
         with self._engine.connect() as db:
-            return _checkpoint(self._owned(db, owner, checkpoint_id))
+            return to_checkpoint(self._owned(db, owner, checkpoint_id))
 
     def page(self, owner: str, after: str | None, limit: int) -> tuple[list[Checkpoint], str | None]:
         """The owner's checkpoints, newest first, and the ``after`` of the next page."""
         with self._engine.connect() as db:
-            query = sa.select(_CHECKPOINTS).where(_CHECKPOINTS.c.owner == owner)
+            query = sa.select(CHECKPOINTS).where(CHECKPOINTS.c.owner == owner)
             if after is not None:
-                query = query.where(_CHECKPOINTS.c.number < self._owned(db, owner, after).number)
-            rows = db.execute(query.order_by(_CHECKPOINTS.c.number.desc()).limit(limit + 1)).all()
-        return [_checkpoint(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
+                query = query.where(CHECKPOINTS.c.number < self._owned(db, owner, after).number)
+            rows = db.execute(query.order_by(CHECKPOINTS.c.number.desc()).limit(limit + 1)).all()
+        return [to_checkpoint(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
 
     def events(self, owner: str, checkpoint_id: str, after: int) -> list[Event]:
         """Steps of a checkpoint from ``seq`` > ``after`` on. Raises ProblemError (404)."""
         with self._engine.connect() as db:
             self._owned(db, owner, checkpoint_id)
             rows = db.execute(
-                sa.select(_EVENTS)
-                .where(_EVENTS.c.checkpoint == checkpoint_id, _EVENTS.c.seq > after)
-                .order_by(_EVENTS.c.seq)
+                sa.select(EVENTS)
+                .where(EVENTS.c.checkpoint == checkpoint_id, EVENTS.c.seq > after)
+                .order_by(EVENTS.c.seq)
             ).all()
         return [Event(seq=row.seq, time=row.time, state=row.state, stage=row.stage) for row in rows]
 
@@ -191,7 +158,7 @@ class CheckpointTable:
             if row.state in ACTIVE:
                 self._move(db, [checkpoint_id], ACTIVE, "cancelled")
             orphan = None if self._in_build(db, row.build, ACTIVE) else row.build
-            return _checkpoint(_one(db, checkpoint_id)), orphan
+            return to_checkpoint(_one(db, checkpoint_id)), orphan
 
     # -- what the builders' side does -----------------------------------------------------------------------------
 
@@ -202,22 +169,20 @@ class CheckpointTable:
             busy: builds that somebody works on although nobody waits for them (cancelled a moment ago).
         """
         with self._engine.begin() as db:
-            running = sa.select(_CHECKPOINTS.c.build).where(_CHECKPOINTS.c.state == "running")
-            queued = sa.select(_CHECKPOINTS).where(
-                _CHECKPOINTS.c.policy == policy,
-                _CHECKPOINTS.c.state == "queued",
-                _CHECKPOINTS.c.build.not_in(running),
-                _CHECKPOINTS.c.build.not_in(busy),
+            running = sa.select(CHECKPOINTS.c.build).where(CHECKPOINTS.c.state == "running")
+            queued = sa.select(CHECKPOINTS).where(
+                CHECKPOINTS.c.policy == policy,
+                CHECKPOINTS.c.state == "queued",
+                CHECKPOINTS.c.build.not_in(running),
+                CHECKPOINTS.c.build.not_in(busy),
             )
-            row = db.execute(queued.order_by(_CHECKPOINTS.c.number).limit(1)).one_or_none()
+            row = db.execute(queued.order_by(CHECKPOINTS.c.number).limit(1)).one_or_none()
             if row is None:
                 return None
             waiting = self._in_build(db, row.build, ("queued",))
             self._move(db, waiting, ("queued",), "running", stage="starting")
             db.execute(
-                sa.update(_CHECKPOINTS)
-                .where(_CHECKPOINTS.c.id.in_(waiting))
-                .values(attempts=_CHECKPOINTS.c.attempts + 1)
+                sa.update(CHECKPOINTS).where(CHECKPOINTS.c.id.in_(waiting)).values(attempts=CHECKPOINTS.c.attempts + 1)
             )
             return Build(row.build, row.policy, row.layout, Answer.model_validate_json(row.answer))
 
@@ -241,7 +206,7 @@ class CheckpointTable:
     def requeue(self, build: str | None = None) -> None:
         """Puts back what ran where a replica was lost, one build or (after a restart) all; not for ever."""
         with self._engine.begin() as db:
-            rows = db.execute(sa.select(_CHECKPOINTS).where(_CHECKPOINTS.c.state == "running")).all()
+            rows = db.execute(sa.select(CHECKPOINTS).where(CHECKPOINTS.c.state == "running")).all()
             rows = [row for row in rows if build is None or row.build == build]
             spent = [row.id for row in rows if row.attempts >= ATTEMPTS]
             again = [row.id for row in rows if row.attempts < ATTEMPTS]
@@ -253,9 +218,9 @@ class CheckpointTable:
         """The result of an equal checkpoint that still lies there, and when it expires."""
         with self._engine.connect() as db:
             row = db.execute(
-                sa.select(_CHECKPOINTS)
-                .where(_CHECKPOINTS.c.build == build, _CHECKPOINTS.c.state == "done", _CHECKPOINTS.c.expires > now)
-                .order_by(_CHECKPOINTS.c.expires.desc())
+                sa.select(CHECKPOINTS)
+                .where(CHECKPOINTS.c.build == build, CHECKPOINTS.c.state == "done", CHECKPOINTS.c.expires > now)
+                .order_by(CHECKPOINTS.c.expires.desc())
                 .limit(1)
             ).one_or_none()
         return (CheckpointResult.model_validate_json(row.result), row.expires) if row else None
@@ -264,21 +229,19 @@ class CheckpointTable:
         """Ends what has lain long enough. Returns the builds whose files nobody has a claim to any more."""
         with self._engine.begin() as db:
             old = db.execute(
-                sa.select(_CHECKPOINTS).where(_CHECKPOINTS.c.state == "done", _CHECKPOINTS.c.expires <= now)
+                sa.select(CHECKPOINTS).where(CHECKPOINTS.c.state == "done", CHECKPOINTS.c.expires <= now)
             ).all()
             self._move(db, [row.id for row in old], ("done",), "expired")
             wanted = {
                 b
-                for (b,) in db.execute(
-                    sa.select(_CHECKPOINTS.c.build).where(_CHECKPOINTS.c.state.in_((*ACTIVE, "done")))
-                )
+                for (b,) in db.execute(sa.select(CHECKPOINTS.c.build).where(CHECKPOINTS.c.state.in_((*ACTIVE, "done"))))
             }
         return sorted({row.build for row in old} - wanted)
 
     def counts(self) -> dict[str, int]:
         """Checkpoints in every state, those with none among them: a gauge keeps what it was told last."""
         with self._engine.connect() as db:
-            rows = db.execute(sa.select(_CHECKPOINTS.c.state, sa.func.count()).group_by(_CHECKPOINTS.c.state)).all()
+            rows = db.execute(sa.select(CHECKPOINTS.c.state, sa.func.count()).group_by(CHECKPOINTS.c.state)).all()
         return {**dict.fromkeys((*ACTIVE, *ENDED), 0), **{row.state: row[1] for row in rows}}
 
     # -- inside a transaction -------------------------------------------------------------------------------------
@@ -286,7 +249,7 @@ class CheckpointTable:
     @staticmethod
     def _owned(db: Connection, owner: str, checkpoint_id: str) -> Row[Any]:
         row = db.execute(
-            sa.select(_CHECKPOINTS).where(_CHECKPOINTS.c.id == checkpoint_id, _CHECKPOINTS.c.owner == owner)
+            sa.select(CHECKPOINTS).where(CHECKPOINTS.c.id == checkpoint_id, CHECKPOINTS.c.owner == owner)
         ).one_or_none()
         if row is None:
             raise ProblemError(404, "unknown_checkpoint", "There is no such checkpoint of yours.")
@@ -294,7 +257,7 @@ class CheckpointTable:
 
     @staticmethod
     def _in_build(db: Connection, build: str, states: Sequence[str]) -> list[str]:
-        query = sa.select(_CHECKPOINTS.c.id).where(_CHECKPOINTS.c.build == build, _CHECKPOINTS.c.state.in_(states))
+        query = sa.select(CHECKPOINTS.c.id).where(CHECKPOINTS.c.build == build, CHECKPOINTS.c.state.in_(states))
         return list(db.execute(query).scalars())
 
     @staticmethod
@@ -306,44 +269,28 @@ class CheckpointTable:
             return
         now = time.time()
         moved = db.execute(
-            sa.update(_CHECKPOINTS)
-            .where(_CHECKPOINTS.c.id.in_(ids), _CHECKPOINTS.c.state.in_(expected))
+            sa.update(CHECKPOINTS)
+            .where(CHECKPOINTS.c.id.in_(ids), CHECKPOINTS.c.state.in_(expected))
             .values(state=state, stage=stage, updated=now, **values)
-            .returning(_CHECKPOINTS.c.id)
+            .returning(CHECKPOINTS.c.id)
         ).scalars()
         _note(db, list(moved), state, stage, now)
 
     @staticmethod
     def _forget_keys(db: Connection, now: float) -> None:
         db.execute(
-            sa.update(_CHECKPOINTS)
-            .where(_CHECKPOINTS.c.created < now - IDEMPOTENCY_SECONDS, _CHECKPOINTS.c.idempotency_key.is_not(None))
+            sa.update(CHECKPOINTS)
+            .where(CHECKPOINTS.c.created < now - IDEMPOTENCY_SECONDS, CHECKPOINTS.c.idempotency_key.is_not(None))
             .values(idempotency_key=None)
         )
 
 
 def _note(db: Connection, ids: Sequence[str], state: State, stage: str, now: float) -> None:
     for checkpoint_id in ids:
-        last = sa.select(sa.func.coalesce(sa.func.max(_EVENTS.c.seq), 0)).where(_EVENTS.c.checkpoint == checkpoint_id)
+        last = sa.select(sa.func.coalesce(sa.func.max(EVENTS.c.seq), 0)).where(EVENTS.c.checkpoint == checkpoint_id)
         seq = db.execute(last).scalar_one() + 1
-        db.execute(sa.insert(_EVENTS).values(checkpoint=checkpoint_id, seq=seq, time=now, state=state, stage=stage))
+        db.execute(sa.insert(EVENTS).values(checkpoint=checkpoint_id, seq=seq, time=now, state=state, stage=stage))
 
 
 def _one(db: Connection, checkpoint_id: str) -> Row[Any]:
-    return db.execute(sa.select(_CHECKPOINTS).where(_CHECKPOINTS.c.id == checkpoint_id)).one()
-
-
-def _checkpoint(row: Row[Any]) -> Checkpoint:
-    return Checkpoint(
-        id=row.id,
-        state=row.state,
-        stage=row.stage,
-        policy=row.policy,
-        layout=row.layout,
-        answer=Answer.model_validate_json(row.answer),
-        created=row.created,
-        updated=row.updated,
-        expires=row.expires,
-        error=row.error,
-        result=CheckpointResult.model_validate(json.loads(row.result)) if row.result else None,
-    )
+    return db.execute(sa.select(CHECKPOINTS).where(CHECKPOINTS.c.id == checkpoint_id)).one()
