@@ -23,8 +23,10 @@ from typing import Any
 from benchmarks.harness import console, finish, parser, surroundings
 
 NOT_CHECKED = ("positive_data_acceptance", "ignored_auth")
-PER_EXAMPLE = 14
-"""Cases that one example per operation comes to, over all phases: fewer than were seen (18 with 60 examples)."""
+PHASES = {"examples,coverage,fuzzing": 1.0, "stateful": 0.1}
+"""Phases that run together, and their part of the examples: sequences of calls wait for checkpoints to be built."""
+PER_EXAMPLE = 12
+"""Cases that one example comes to over the operations: fewer than were seen."""
 
 
 def main() -> None:
@@ -35,7 +37,7 @@ def main() -> None:
     given = options.parse_args()
     examples = -(-given.cases // PER_EXAMPLE)
     if given.url:
-        report = fuzz(given.url, examples, given.seed)
+        reports = fuzz(given.url, examples, given.seed)
     else:
         from benchmarks.serve import served
         from tests.cluster.service.tiny_run import make_run
@@ -43,15 +45,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="unicuco-fuzz-") as scratch:
             run = make_run(Path(scratch))
             with served(run, Path(scratch)) as url:
-                report = fuzz(url, examples, given.seed)
-    counts = report["test_cases"]
+                reports = fuzz(url, examples, given.seed)
+    version = reports[0]["schemathesis_version"]
     figures = {
-        "cases": counts["generated"],
-        "failures": counts["unique_failures"] + counts["errored"],
-        "operations": report["operations"]["tested"],
-        "seconds": report["running_time"],
-        "found": report["failures"] + report["errors"],
-        "surroundings": surroundings(seed=given.seed, schemathesis=report["schemathesis_version"], examples=examples),
+        "cases": sum(report["test_cases"]["generated"] for report in reports),
+        "failures": sum(r["test_cases"]["unique_failures"] + r["test_cases"]["errored"] for r in reports),
+        "operations": max(report["operations"]["tested"] for report in reports),
+        "seconds": sum(report["running_time"] for report in reports),
+        "found": [found for report in reports for found in report["failures"] + report["errors"]],
+        "surroundings": surroundings(seed=given.seed, schemathesis=version, examples=examples),
     }
     rows = [
         ("cases", f"{figures['cases']:,} on {figures['operations']} operations", "5,000"),
@@ -61,19 +63,24 @@ def main() -> None:
     finish("The service, fuzzed from its own description", rows, figures, given.json)
 
 
-def fuzz(url: str, examples: int, seed: int) -> dict[str, Any]:
-    """Schemathesis' report on the service at ``url``, up to ``examples`` per operation and phase.
+def fuzz(url: str, examples: int, seed: int) -> list[dict[str, Any]]:
+    """Schemathesis' reports on the service at ``url``, up to ``examples`` per operation, phases as in ``PHASES``.
 
     Raises:
         RuntimeError: it did not come to an end.
     """
+    return [run(url, phases, max(1, round(part * examples)), seed) for phases, part in PHASES.items()]
+
+
+def run(url: str, phases: str, examples: int, seed: int) -> dict[str, Any]:
+    """One run of Schemathesis; its report."""
     with tempfile.TemporaryDirectory(prefix="unicuco-fuzz-") as scratch:
         path = Path(scratch) / "report.json"
         command = [str(Path(sys.executable).with_name("st")), "run", f"{url}/v1/openapi.json", "--no-color"]
-        command += ["--checks", "all", "--exclude-checks", ",".join(NOT_CHECKED), "--max-examples", str(examples)]
-        command += ["--seed", str(seed), "--generation-database", "none"]
+        command += ["--checks", "all", "--exclude-checks", ",".join(NOT_CHECKED), "--phases", phases]
+        command += ["--max-examples", str(examples), "--seed", str(seed), "--generation-database", "none"]
         command += ["--report", "json", "--report-json-path", str(path)]
-        with console.status("schemathesis"):
+        with console.status(f"schemathesis: {phases}"):
             done = subprocess.run(command, cwd=scratch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         report = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     if not report.get("complete"):
