@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2 as httpx
 from pydantic import BaseModel, ValidationError
@@ -74,6 +75,9 @@ class Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.policy, self._patience = policy, patience
         try:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("it should be http://HOST:PORT")
             self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         except (httpx.InvalidURL, ValueError) as error:
             raise ServiceCallError(0, "bad_address", f"'{url}' is no address of a service: {error}") from error

@@ -121,8 +121,9 @@ def test_a_checkpoint_arrives_whole_through_bad_weather(weather: tuple[Weather, 
 def test_who_is_no_service_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ServiceCallError, match="does not answer"):
         Client("http://127.0.0.1:9", patience=0.2).policies()
-    with pytest.raises(ServiceCallError):
-        Client("http://[").policies()
+    for wrong in ("http://[", "http://", "ftp://here", "localhost:8000", ""):
+        with pytest.raises(ServiceCallError, match="is no address of a service"):
+            Client(wrong)
 
 
 def test_the_command_line_asks_a_service_with_its_key(tiny_run: Path, tmp_path: Path) -> None:
