@@ -87,9 +87,11 @@ async def _stream(jobs: JobsProxy, owner: str, checkpoint_id: str, news: list[Ev
             yield f"id: {event.seq}\nevent: {event.state}\ndata: {event.model_dump_json()}\n\n"
         if news and news[-1].state in ENDED:
             return
-        news = await jobs.events(owner, checkpoint_id, seen, EVENT_WAIT)
+        # Asked before the news are: what ends in between is among them.
+        over = (await jobs.get(owner, checkpoint_id)).state not in ACTIVE
+        news = await jobs.events(owner, checkpoint_id, seen, 0 if over else EVENT_WAIT)
         if not news:
-            if (await jobs.get(owner, checkpoint_id)).state not in ACTIVE:
+            if over:
                 return  # it had ended before the caller came back
             yield ": still there\n\n"
 

@@ -72,6 +72,11 @@ def test_an_answer_becomes_a_checkpoint_that_is_fetched(config: ServiceConfig, t
         ) as stream:
             again = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
         assert again == told[-1:]
+        began = time.monotonic()
+        for seen in (told[-1]["seq"], 10**6):  # nothing more will come, so nobody waits for it
+            late = client.get(f"/v1/checkpoints/{entered['id']}/events", headers={"last-event-id": str(seen)})
+            assert (late.status_code, late.text) == (200, "")
+        assert time.monotonic() - began < 10
 
         result = wait_for(client, entered["id"])["result"]
         assert result["verified"] and result["params"] == entered["answer"]["params"]
