@@ -25,7 +25,7 @@ from benchmarks.harness import console, finish, parser, surroundings
 NOT_CHECKED = ("positive_data_acceptance", "ignored_auth")
 PHASES = {"examples,coverage,fuzzing": 1.0, "stateful": 0.1}
 """Phases that run together, and their part of the examples: sequences of calls wait for checkpoints to be built."""
-PER_EXAMPLE = 12
+PER_EXAMPLE = 7
 """Cases that one example comes to over the operations: fewer than were seen."""
 
 
