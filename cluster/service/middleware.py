@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.service.config import LimitsConfig
@@ -19,8 +20,6 @@ LOG = logging.getLogger("unicuco.access")
 CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Observe = Callable[[str, int, float], None]
 """Told the route, status and seconds of every call."""
-
-
 ANSWERS = "/v1/answers"
 
 
@@ -43,25 +42,23 @@ class CallMiddleware:
         request = Request(scope)
         given = request.headers.get("x-request-id", "")
         scope["call_id"] = given if CALL_ID.fullmatch(given) else secrets.token_hex(8)
-        if scope["path"] == ANSWERS:
-            if self._answering >= self._limits.calls_at_once:
-                await self._refuse(request, receive, send)
-                return
-            self._answering += 1
-        try:
-            await self._call(request, receive, send)
-        finally:
-            self._answering -= scope["path"] == ANSWERS
+        # A service may lie under a prefix.
+        limited = scope["path"].removeprefix(scope.get("root_path", "")) == ANSWERS
+        if limited and self._full():
+            await self._refuse(request, receive, send)
+        else:
+            await self._call(request, receive, send, limited)
+
+    def _full(self) -> bool:
+        return self._answering >= self._limits.calls_at_once
 
     async def _refuse(self, request: Request, receive: Receive, send: Send) -> None:
-        detail = "More calls than this service can answer; come back soon."
-        reply = problem(request, 503, "overloaded", detail, headers={"Retry-After": "1", **_marks(request.scope)})
-        await reply(request.scope, receive, send)
+        await _overloaded(request, _marks(request.scope))(request.scope, receive, send)
         self._shed.count()
         if self._observe:
             self._observe(ANSWERS, 503, 0.0)
 
-    async def _call(self, request: Request, receive: Receive, send: Send) -> None:
+    async def _call(self, request: Request, receive: Receive, send: Send, limited: bool) -> None:
         scope = request.scope
         began, status = time.perf_counter(), 0
 
@@ -81,8 +78,15 @@ class CallMiddleware:
             elif body and not _is_json(request):
                 detail = "Send a body of content type application/json."
                 await problem(request, 415, "wrong_content_type", detail)(scope, receive, answering)
+            elif limited and self._full():  # others came while the body did
+                await _overloaded(request, {})(scope, receive, answering)
             else:
-                await self._app(scope, _again(body, receive), answering)
+                # Counted from here on: who sends slowly, perhaps without a key, keeps nobody else out.
+                self._answering += limited
+                try:
+                    await self._app(scope, _again(body, receive), answering)
+                finally:
+                    self._answering -= limited
         finally:
             self._report(scope, status, time.perf_counter() - began)
 
@@ -130,6 +134,11 @@ class Shed:
         if now - self._since >= 1:
             LOG.warning(json.dumps({"route": ANSWERS, "status": 503, "calls": self._calls}))
             self._calls, self._since = 0, now
+
+
+def _overloaded(request: Request, headers: dict[str, str]) -> JSONResponse:
+    detail = "More calls than this service can answer; come back soon."
+    return problem(request, 503, "overloaded", detail, headers={"Retry-After": "1", **headers})
 
 
 def _marks(scope: Scope) -> dict[str, str]:

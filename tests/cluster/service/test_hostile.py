@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
-from cluster.service.config import ServiceConfig
-from tests.cluster.service.conftest import serving
+from tests.cluster.service.conftest import config_of, serving
 
 JSON = {"content-type": "application/json"}
 ZIPPED = JSON | {"content-encoding": "gzip"}
@@ -19,11 +19,8 @@ ORDER = '{"request": {"kept": 0.7}}'
 
 
 @pytest.fixture(scope="module")
-def client(tiny_run: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    from tests.cluster.service.conftest import config_of
-
-    config: ServiceConfig = config_of(tiny_run, tmp_path_factory.mktemp("hostile"))  # type: ignore[arg-type]
-    with serving(config) as client:
+def client(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with serving(config_of(tiny_run, tmp_path_factory.mktemp("hostile"))) as client:
         yield client
 
 
