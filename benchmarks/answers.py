@@ -4,7 +4,8 @@
 
 64 mixed requests (``examples/requests.jsonl``: preferences, every kind of bound, bounds together) in one batch.
 
-- ``p50_ms``: median time for the whole batch (goal 30); ``p99_ms`` beside it;
+- ``p50_ms``: median time for the whole batch (goal 30), by a policy that has laid out its front and seen no such
+  request; ``p99_ms`` beside it; ``again_ms``: when it has, as in a service that runs for a while;
 - ``over_budget``: feasible answers larger than any of their bounds (goal 0).
 """
 
@@ -18,7 +19,7 @@ import torch
 
 from benchmarks.harness import demo_policy, finish, parser, surroundings
 from unicuco.policy import Policy
-from unicuco.request import Answer, read_requests
+from unicuco.request import Answer, Request, read_requests
 
 REQUESTS = Path(__file__).parent.parent / "examples" / "requests.jsonl"
 REPEATS = 50
@@ -41,14 +42,20 @@ def main() -> None:
     first = time.perf_counter()
     policy.answer(requests)
     first_ms = (time.perf_counter() - first) * 1000
-    times = []
+    times, again = [], []
     for _ in range(REPEATS):
+        fresh = Policy(policy.parts)
+        fresh.answer([Request(kept=1.0)])
         began = time.perf_counter()
-        answers = policy.answer(requests)
-        times.append((time.perf_counter() - began) * 1000)
+        answers = fresh.answer(requests)
+        middle = time.perf_counter()
+        fresh.answer(requests)
+        times.append((middle - began) * 1000)
+        again.append((time.perf_counter() - middle) * 1000)
     figures = {
         "p50_ms": statistics.median(times),
         "p99_ms": sorted(times)[int(0.99 * len(times))],
+        "again_ms": statistics.median(again),
         "first_ms": first_ms,
         "load_s": load,
         "over_budget": sum(over_budget(answer) for answer in answers),
@@ -65,6 +72,7 @@ def main() -> None:
     rows = [
         ("p50_ms (64 requests in one batch)", f"{figures['p50_ms']:.1f}", "30"),
         ("p99_ms", f"{figures['p99_ms']:.1f}", ""),
+        ("again_ms (the same ones again)", f"{figures['again_ms']:.1f}", ""),
         ("first_ms (tables built)", f"{first_ms:.1f}", ""),
         ("over_budget", str(figures["over_budget"]), "0"),
         ("feasible", f"{figures['feasible']} of {len(requests)}", ""),

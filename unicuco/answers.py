@@ -2,68 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
-import numpy as np
-
-from unicuco.objectives import Scale
+from unicuco.prospects import Prospect
 from unicuco.request import Answer, Promise, Request
-from unicuco.space import SearchSpace
 from unicuco.wishes import Wish
 
 
 def compose(
-    space: SearchSpace,
-    scale: Scale,
     request: Request,
     wish: Wish,
-    levels: np.ndarray,
+    prospect: Prospect,
     origin: str,
-    preference: np.ndarray,
-    promised: tuple[Promise, dict[str, Promise]],
+    preference: list[float],
     budget: float,
     floor: int,
-    bytes_per_param: int,
+    trained_to: float,
 ) -> Answer:
-    """The answer to ``request``.
+    """The answer to ``request`` by the strategy of ``prospect``.
 
     Args:
-        levels: ``num_sites``; preference: ``num_objectives``, at which StratNet was asked.
-        promised: for the mean KL, and for each domain that is an objective.
-        budget: what the request allows, ``floor``: what no strategy goes below, in parameters.
+        preference: ``num_objectives``, at which StratNet was asked.
+        budget: what the request allows, floor: what no strategy goes below, in parameters.
+        trained_to: the smallest kept share that training looked at.
     """
-    size = space.size(levels, bytes_per_param)
-    mean, domains = promised
-    broken = _broken_bound(wish, mean, domains)
-    feasible, note = True, ""
-    if budget < floor:
-        feasible = False
-        note = (
-            f"Impossible: in the smallest strategy {floor:,} parameters are left, over the bound of "
-            f"{int(budget):,}; this is the nearest."
-        )
-    elif broken:
-        feasible, note = False, broken
-    elif size.kept < scale.kept_low - 0.02:
-        note = f"Smaller than what was trained on (kept {scale.kept_low:g}): the predicted KL is a guess."
-    shape = space.shape(levels)
+    feasible, note = _judge(wish, prospect, budget, floor, trained_to)
+    mean = prospect.mean
     return Answer(
         id=request.id,
         request=request,
         feasible=feasible,
         note=note,
-        levels=levels.tolist(),
-        strategy=space.sparsities(levels).tolist(),
-        groups=list(shape.groups),
-        neurons=list(shape.neurons),
+        levels=prospect.levels,
+        strategy=prospect.strategy,
+        groups=prospect.groups,
+        neurons=prospect.neurons,
         kl=mean.kl,
         kl_low=mean.kl_low,
         kl_high=mean.kl_high,
-        preference=tuple(preference.tolist()),
+        preference=tuple(preference),
         origin=origin,
-        domains=domains,
-        **asdict(size),
+        domains=prospect.domains,
+        **vars(prospect.size),
     )
+
+
+def _judge(wish: Wish, prospect: Prospect, budget: float, floor: int, trained_to: float) -> tuple[bool, str]:
+    """Whether the bounds hold, and a sentence where they do not, or where what is promised is a guess."""
+    if budget < floor:
+        return False, (
+            f"Impossible: in the smallest strategy {floor:,} parameters are left, over the bound of "
+            f"{int(budget):,}; this is the nearest."
+        )
+    if wish.bounds_quality and (broken := _broken_bound(wish, prospect.mean, prospect.domains)):
+        return False, broken
+    if prospect.size.kept < trained_to - 0.02:
+        return True, f"Smaller than what was trained on (kept {trained_to:g}): the predicted KL is a guess."
+    return True, ""
 
 
 def _broken_bound(wish: Wish, mean: Promise, domains: dict[str, Promise]) -> str:

@@ -11,15 +11,13 @@ import torch
 from botorch.utils.multi_objective.pareto import is_non_dominated
 
 from unicuco.answers import compose
-from unicuco.domains import DomainPromises, tried_shares
+from unicuco.domains import tried_shares
 from unicuco.errors import PolicyError
-from unicuco.level_posterior import LevelPosterior
-from unicuco.objectives import front, join_preferences, site_shares, tchebycheff
+from unicuco.objectives import front, site_shares, tchebycheff
 from unicuco.policy_parts import PolicyParts, load_parts, save_parts
-from unicuco.request import Answer, Promise, Request
-from unicuco.sampling import Z90, Sampling, sampling
+from unicuco.prospects import Prospect, Prospects
+from unicuco.request import Answer, Request
 from unicuco.space import budgets_of
-from unicuco.surrogate import NOISE_FLOOR
 from unicuco.wishes import Wish, budget_of, read_wish
 
 GRID, COARSE = 256, 64
@@ -31,14 +29,22 @@ BYTES_PER_PARAM = 2
 
 
 class Policy:
-    """Answers requests. Thread-safe: nothing changes after construction."""
+    """Answers requests. Thread-safe: all that changes is what is remembered.
+
+    Attributes:
+        prospects: what is promised for strategies.
+    """
 
     def __init__(self, parts: PolicyParts) -> None:
         self.parts = parts
         self.space, self.scale = parts.space, parts.scale
         self.qualities = parts.qualities
-        self._shares = torch.as_tensor(site_shares(self.space))
+        self.prospects = Prospects(parts)
+        self._net = parts.net.on_arrays()
+        self._shares = site_shares(self.space)
+        self._floor = int(self.space.total(self.space.smallest))
         self._front = lru_cache(REMEMBERED)(self._lay_front)
+        self._measured_front = lru_cache(None)(self._read_measured)
         self._ladder = lru_cache(REMEMBERED)(self._lay_ladder)
 
     @cached_property
@@ -65,87 +71,27 @@ class Policy:
             return []
         wanted = [read_wish(request, self.qualities.names, self.domains) for request in requests]
         budgets = np.array([budget_of(request, self.space, bytes_per_param) for request in requests])
-        floor = int(self.space.total(self.space.smallest))
+        floor = self._floor
         reachable = np.maximum(budgets, floor)
         preference = self._preferences(requests, wanted, reachable)
-        wishes = self.parts.net(torch.as_tensor(preference)).numpy()
+        wishes = self._net(preference)
         own = self.space.project(wishes, {"params": self._own_budgets(wanted, wishes, reachable)})
-        levels, raw, origins = self._better_measured(wanted, preference, own, reachable)
-        chosen = zip(requests, wanted, levels, origins, preference, self._promises(levels, raw), budgets, strict=True)
+        prospects, origins = self._better_measured(wanted, preference, own, reachable, bytes_per_param)
+        chosen = zip(requests, wanted, prospects, origins, preference.tolist(), budgets.tolist(), strict=True)
         return [
-            compose(self.space, self.scale, r, w, row, origin, asked, promised, budget, floor, bytes_per_param)
-            for r, w, row, origin, asked, promised, budget in chosen
+            compose(request, wish, prospect, origin, asked, budget, floor, self.scale.kept_low)
+            for request, wish, prospect, origin, asked, budget in chosen
         ]
 
     def check_request(self, request: Request) -> None:
         """Raises RequestError where a request names an objective or a domain that this policy does not have."""
         read_wish(request, self.qualities.names, self.domains)
 
-    def predict(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Predicted KL on fresh text and its 90 % interval (``n`` each) for level indices ``n x num_sites``."""
-        return self._on_fresh_text(levels, self._raw(levels))
-
-    def predict_domains(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same for every domain that is an objective of its own (``n x num_domains`` each)."""
-        if self._domain_promises is None:
-            return (np.empty((len(levels), 0)),) * 3
-        mean, deviation = self._domain_promises(levels)
-        return _kl(mean), _kl(mean - Z90 * deviation), _kl(mean + Z90 * deviation)
-
-    @cached_property
-    def _domain_promises(self) -> DomainPromises | None:
-        return DomainPromises(self.parts.domains, self.parts.evaluations) if self.parts.domains else None
-
-    def _promises(self, levels: np.ndarray, raw: np.ndarray) -> list[tuple[Promise, dict[str, Promise]]]:
-        """What is promised for each strategy: for the mean, and for each domain that is an objective."""
-        mean = np.stack(self._on_fresh_text(levels, raw), axis=-1)
-        own = np.stack(self.predict_domains(levels), axis=-1)
-        dense = levels.sum(axis=1) == 0
-        mean[dense], own[dense] = 0.0, 0.0
-
-        def promise(row: np.ndarray) -> Promise:
-            return Promise(kl=float(row[0]), kl_low=float(row[1]), kl_high=float(row[2]))
-
-        names = self.qualities.names if own.shape[1] else ()
-        return [
-            (promise(mean[i]), {name: promise(own[i, d]) for d, name in enumerate(names)}) for i in range(len(levels))
-        ]
-
-    def _raw(self, levels: np.ndarray) -> np.ndarray:
-        """The surrogate's mean and deviation of log KL (``2 x n``), for the search windows."""
-        if self._on_levels is not None:
-            return self._on_levels(levels)
-        with torch.no_grad():
-            return torch.stack(self.parts.surrogate.predict(torch.as_tensor(self.space.sparsities(levels)))).numpy()
-
-    @cached_property
-    def _on_levels(self) -> LevelPosterior | None:
-        return self.parts.surrogate.on_levels()
-
-    def _on_fresh_text(self, levels: np.ndarray, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """KL and its 90 % interval (``n`` each): ``raw`` moved to fresh windows, with a measurement's own scatter."""
-        kept, (grid, fresh) = self.space.kept(levels), self._sampling
-        mean = raw[0] + np.interp(kept, grid, fresh.shift)
-        noise = self.parts.surrogate.noise_std**2 + np.interp(kept, grid, fresh.variance)
-        reach = Z90 * np.sqrt(raw[1] ** 2 + noise)
-        return _kl(mean), _kl(mean - reach), _kl(mean + reach)
-
-    @cached_property
-    def _sampling(self) -> tuple[np.ndarray, Sampling]:
-        """Kept shares (ascending), and how fresh windows differ from the search windows at each."""
-        kept = np.linspace(0.0, 1.0, 101)
-        return kept, sampling(self.parts.evaluations, kept)
-
     def _lay_front(self, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
         """StratNet's front for shares of the qualities: weight of size (ascending) and kept share, made monotone."""
-        weight = torch.linspace(0.002, 0.998, GRID if len(shares) == 1 else COARSE, dtype=torch.float64)
-        with torch.no_grad():
-            kept = 1 - self.parts.net(self._joined(weight, [shares] * len(weight))) @ self._shares
-        return weight.numpy(), np.minimum.accumulate(kept.numpy())
-
-    @staticmethod
-    def _joined(weight: torch.Tensor, shares: Sequence[tuple[float, ...]]) -> torch.Tensor:
-        return join_preferences(weight, torch.tensor(shares, dtype=torch.float64))
+        weight = np.linspace(0.002, 0.998, GRID if len(shares) == 1 else COARSE)
+        kept = 1 - self._net(_joined(weight, np.array([shares]))) @ self._shares
+        return weight, np.minimum.accumulate(kept)
 
     def _size_weight(self, budgets: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
         """The weights of size (``n``) at which StratNet's answers for these shares have as many parameters."""
@@ -162,14 +108,11 @@ class Policy:
         """
         budgets = budgets_of(self.space, np.linspace(self.scale.kept_low, 1.0, GRID if len(shares) == 1 else COARSE))
         wish = Wish(None, shares, False, np.inf, (np.inf,) * len(shares))
-        preference = self._joined(torch.as_tensor(self._size_weight(budgets, shares)), [shares] * len(budgets))
-        with torch.no_grad():
-            wishes = self.parts.net(preference).numpy()
-        own = self.space.project(wishes, {"params": budgets})
-        levels, raw, _ = self._better_measured([wish] * len(budgets), preference.numpy(), own, budgets)
-        upper, of_domains = self._on_fresh_text(levels, raw)[2], self.predict_domains(levels)[2]
-        dense = levels.sum(axis=1) == 0
-        upper[dense], of_domains[dense] = 0.0, 0.0
+        preference = _joined(self._size_weight(budgets, shares), np.array([shares]))
+        own = self.space.project(self._net(preference), {"params": budgets})
+        found, _ = self._better_measured([wish] * len(budgets), preference, own, budgets, BYTES_PER_PARAM)
+        upper = np.array([prospect.mean.kl_high for prospect in found])
+        of_domains = np.array([[promise.kl_high for promise in prospect.domains.values()] for prospect in found])
         return budgets, upper, of_domains
 
     def _smallest(self, wish: Wish) -> tuple[float, tuple[float, ...]]:
@@ -194,22 +137,25 @@ class Policy:
         Lowers ``budgets`` to the smallest that meets a bound on quality.
         """
         weights, shares = np.empty(len(requests)), [wish.shares for wish in wishes]
-        for i, (request, wish) in enumerate(zip(requests, wishes, strict=True)):
+        for i, wish in enumerate(wishes):
             if wish.bounds_quality:
                 smallest, shares[i] = self._smallest(wish)
                 budgets[i] = min(budgets[i], smallest)
-            weights[i] = self._size_weight(budgets[i : i + 1], shares[i])[0]
+        distinct = set(shares)
+        for own in distinct:
+            rows = [i for i, of_wish in enumerate(shares) if of_wish == own] if len(distinct) > 1 else slice(None)
+            weights[rows] = self._size_weight(budgets[rows], own)
+        for i, wish in enumerate(wishes):
             if wish.size_weight is not None:
-                weights[i] = max(wish.size_weight, weights[i]) if request.bounds_size else wish.size_weight
-        return self._joined(torch.as_tensor(weights), shares).numpy()
+                weights[i] = max(wish.size_weight, weights[i]) if requests[i].bounds_size else wish.size_weight
+        return _joined(weights, np.array(shares))
 
     def _own_budgets(self, wanted: Sequence[Wish], wishes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
         """For preferences, the size that StratNet chose itself (rounded up to a level); else the bound."""
         own = budgets.astype(np.float64).copy()
-        snapped = self.space.total(self.space.snap(wishes))
-        for i, wish in enumerate(wanted):
-            if wish.size_weight is not None:
-                own[i] = min(own[i], float(snapped[i]))
+        rows = [i for i, wish in enumerate(wanted) if wish.size_weight is not None]
+        if rows:
+            own[rows] = np.minimum(own[rows], self.space.total(self.space.snap(wishes[rows])))
         return own
 
     @cached_property
@@ -224,49 +170,41 @@ class Policy:
             best = best[is_non_dominated(torch.as_tensor(-points[best])).numpy()]
         return np.array([done[i].levels for i in best], dtype=np.int64).reshape(-1, self.space.num_sites)
 
-    @cached_property
-    def _measured_raw(self) -> np.ndarray:
-        """What the surrogate says of the measured front (``2 x m``)."""
-        return self._raw(self._measured)
-
-    @cached_property
-    def _measured_values(self) -> torch.Tensor:
-        """Scaled objectives that are predicted for the measured front (``m x num_objectives``)."""
-        return self._values(self._measured, self._measured_raw)
-
-    def _values(self, levels: np.ndarray, raw: np.ndarray) -> torch.Tensor:
-        """Scaled objectives that are predicted for strategies (``n x num_objectives``)."""
-        if self.parts.domains is None:  # the one quality is the mean, whose prediction there is
-            mean = torch.as_tensor(raw[0])[:, None]
-        else:
-            with torch.no_grad():
-                mean, _ = self.qualities.predict(torch.as_tensor(self.space.sparsities(levels)))
-        return self.scale.values(torch.as_tensor(self.space.kept(levels)), mean)
+    def _read_measured(self, bytes_per_param: int) -> tuple[list[Prospect], np.ndarray, np.ndarray]:
+        """The measured front: prospects, objectives (``m x num_objectives``) and parameters (``m``)."""
+        found = self.prospects(self._measured, bytes_per_param)
+        params = np.array([prospect.size.params for prospect in found])
+        return found, np.array([prospect.objectives for prospect in found]), params
 
     def _better_measured(
-        self, wanted: Sequence[Wish], preference: np.ndarray, own: np.ndarray, budgets: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        self,
+        wanted: Sequence[Wish],
+        preference: np.ndarray,
+        own: np.ndarray,
+        budgets: np.ndarray,
+        bytes_per_param: int,
+    ) -> tuple[list[Prospect], list[str]]:
         """StratNet's strategies, each replaced by a measured one where that is predicted to serve better.
 
+        Args:
+            preference: ``n x num_objectives``; own: StratNet's level indices, ``n x num_sites``; budgets: ``n``.
+
         Returns:
-            level indices (``n x num_sites``), what the surrogate says of them (``2 x n``), where each came from.
+            prospects of the strategies, and where each came from.
         """
-        raw, chosen = self._raw(own), np.arange(len(own))
-        sizes, values, own_values = self.space.total(self._measured), self._measured_values, self._values(own, raw)
-        for i, wish in enumerate(wanted):
-            fits = np.flatnonzero(sizes <= budgets[i])
-            if not len(fits):
-                continue
-            both = torch.cat([own_values[i : i + 1], values[fits]])
-            if wish.size_weight is not None:
-                score = tchebycheff(torch.as_tensor(preference[i]).expand(both.shape), both.clamp_min(0), 0.01).numpy()
-            else:
-                score = both[:, 1:].numpy() @ (preference[i, 1:] / preference[i, 1:].sum())
-            best = int(np.argmin(score[1:]))
-            if score[1 + best] < score[0] - 1e-9:  # the same strategy may differ by rounding
-                chosen[i] = len(own) + fits[best]
-        origins = ["stratnet" if i < len(own) else "measured" for i in chosen]
-        return np.vstack([own, self._measured])[chosen], np.hstack([raw, self._measured_raw])[:, chosen], origins
+        found, origins = self.prospects(own, bytes_per_param), ["stratnet"] * len(own)
+        measured, objectives, params = self._measured_front(bytes_per_param)
+        if not measured:
+            return found, origins
+        by_size = np.array([wish.size_weight is not None for wish in wanted])
+        mine = _scores(preference, np.array([prospect.objectives for prospect in found])[:, None], by_size)[:, 0]
+        theirs = _scores(preference, objectives[None], by_size)
+        theirs[params > budgets[:, None]] = np.inf
+        best = theirs.argmin(axis=1)
+        better = theirs[np.arange(len(own)), best] < mine - 1e-9  # the same strategy may differ by rounding
+        for i in np.flatnonzero(better):
+            found[i], origins[i] = measured[best[i]], "measured"
+        return found, origins
 
     # -- on disk --------------------------------------------------------------------------------------------------
 
@@ -301,5 +239,21 @@ class Policy:
             )
 
 
-def _kl(log_kl: np.ndarray) -> np.ndarray:
-    return np.maximum(np.exp(log_kl) - NOISE_FLOOR, 0.0)
+def _joined(weight: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Preferences (``n x num_objectives``): the weight of size (``n``), and shares of the rest (``n`` or 1 rows)."""
+    return np.hstack([weight[:, None], (1 - weight)[:, None] * shares])
+
+
+def _scores(preference: np.ndarray, objectives: np.ndarray, by_size: np.ndarray) -> np.ndarray:
+    """How well strategies serve each request (``n x m``, minimised).
+
+    Args:
+        preference: ``n x num_objectives``; objectives: scaled, broadcastable to ``n x m x num_objectives``.
+        by_size: which requests weigh size (``n``); the others want quality alone, within their bounds.
+    """
+    shares = preference[:, 1:] / np.maximum(preference[:, 1:].sum(axis=1, keepdims=True), 1e-300)  # size alone: none
+    scores = (objectives[..., 1:] * shares[:, None]).sum(axis=-1)
+    if by_size.any():
+        weighed = torch.as_tensor(preference)[:, None], torch.as_tensor(objectives).clamp_min(0)
+        scores = np.where(by_size[:, None], tchebycheff(*weighed, 0.01).numpy(), scores)
+    return scores

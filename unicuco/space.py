@@ -177,27 +177,52 @@ class SearchSpace:
 
     def size(self, index: np.ndarray, bytes_per_param: int = 2) -> Size:
         """Exact size of one strategy (``num_sites`` level indices), stored and cached at ``bytes_per_param``."""
-        params = int(self.total(index))
-        return Size(
-            params=params,
-            bytes=params * bytes_per_param,
-            kept=float(self.kept(index)),
-            ratio=params / self.geometry.params,
-            flops_per_token=2 * int(self.total(index, "macs")),
-            kv_bytes_per_token=int(self.total(index, "kv")) * bytes_per_param,
-        )
+        return self.sizes(np.asarray(index)[None], bytes_per_param)[0]
+
+    def sizes(self, index: np.ndarray, bytes_per_param: int = 2) -> list[Size]:
+        """``size`` of each of ``n x num_sites`` level indices."""
+        params, macs, kv = (self.total(index, measure).tolist() for measure in MEASURES)
+        return [
+            Size(
+                params=p,
+                bytes=p * bytes_per_param,
+                kept=(p - self.fixed["params"]) / self.geometry.block_params,
+                ratio=p / self.geometry.params,
+                flops_per_token=2 * m,
+                kv_bytes_per_token=k * bytes_per_param,
+            )
+            for p, m, k in zip(params, macs, kv, strict=True)
+        ]
 
     def shape(self, index: np.ndarray) -> Shape:
         """The widths that one strategy (``num_sites`` level indices) leaves in each block."""
-        groups = [block.groups for block in self.geometry.blocks]
-        neurons = [block.neurons for block in self.geometry.blocks]
-        for site, level_index in zip(self.sites, np.asarray(index), strict=True):
-            level = site.levels[int(level_index)]
-            if level.groups is not None:
-                groups[site.block] = level.groups
-            if level.neurons is not None:
-                neurons[site.block] = level.neurons
-        return Shape(tuple(groups), tuple(neurons))
+        groups, neurons = self.widths(np.asarray(index)[None])
+        return Shape(tuple(groups[0].tolist()), tuple(neurons[0].tolist()))
+
+    def widths(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """KV groups and neurons left in each block (``n x num_blocks`` each) by ``n x num_sites`` level indices."""
+        found = []
+        for dense, blocks, sites, table in self._width_tables:
+            widths = np.repeat(dense[None], len(index), axis=0)
+            widths[:, blocks] = table[np.arange(len(sites)), index[:, sites]]
+            found.append(widths)
+        return found[0], found[1]
+
+    @cached_property
+    def _width_tables(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """For groups and for neurons: every block's when dense, the blocks that sites decide on, those sites, and what
+        each of their levels leaves (``num_deciding x max_levels``)."""
+        tables = []
+        for name in ("groups", "neurons"):
+            dense = np.array([getattr(block, name) for block in self.geometry.blocks])
+            deciding = [i for i, site in enumerate(self.sites) if getattr(site.levels[-1], name) is not None]
+            blocks = np.array([self.sites[i].block for i in deciding], dtype=np.int64)
+            table = np.repeat(dense[blocks][:, None], self.levels.shape[1], axis=1)
+            for row, i in enumerate(deciding):
+                widths = [getattr(level, name) for level in self.sites[i].levels]
+                table[row, : len(widths)] = [dense[self.sites[i].block] if w is None else w for w in widths]
+            tables.append((dense, blocks, np.array(deciding, dtype=np.int64), table))
+        return tables
 
     def project(self, x: np.ndarray, budgets: dict[Measure, np.ndarray]) -> np.ndarray:
         """The legal strategies nearest to ``x`` that fit every budget.

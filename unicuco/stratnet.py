@@ -9,8 +9,10 @@ groups; the teachers do not.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from pydantic import BaseModel as Config
 from pydantic import ConfigDict, Field
@@ -76,6 +78,26 @@ class StratNet(nn.Module):
             shares = torch.where(total > 0, rest / total.clamp_min(1e-12), 1.0 / rest.shape[-1])
             preference = torch.cat([preference[..., :1], shares], dim=-1)
         return torch.sigmoid(self.layers(preference)) * self.deepest
+
+    def on_arrays(self) -> Callable[[np.ndarray], np.ndarray]:
+        """``forward`` for arrays, as the network is now: for a few requests, a third of what torch's modules take."""
+        layers = [
+            (m.weight.detach().numpy().T, m.bias.detach().numpy()) for m in self.layers if isinstance(m, nn.Linear)
+        ]
+        deepest = self.deepest.numpy()
+
+        def answer(preference: np.ndarray) -> np.ndarray:
+            x = preference
+            if x.shape[1] > 2:
+                total = x[:, 1:].sum(axis=1, keepdims=True)
+                shares = np.where(total > 0, x[:, 1:] / np.maximum(total, 1e-12), 1 / (x.shape[1] - 1))
+                x = np.hstack([x[:, :1], shares])
+            for weight, bias in layers[:-1]:
+                x = np.maximum(x @ weight + bias, 0.0)
+            weight, bias = layers[-1]
+            return deepest / (1 + np.exp(-(x @ weight + bias)))
+
+        return answer
 
 
 def draw_preferences(count: int, generator: torch.Generator, num_objectives: int = 2) -> Tensor:

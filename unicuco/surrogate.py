@@ -22,7 +22,6 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from unicuco.damage import DamageMean, DamageModel, ShareKernel, drift
-from unicuco.level_posterior import LevelPosterior, level_terms
 from unicuco.slopes import WINDOW_LUCK, SlopeData, Slopes, average_slopes
 from unicuco.space import SearchSpace
 
@@ -248,34 +247,6 @@ class Surrogate:
         reduced = torch.linalg.solve_triangular(self._factor, cross.mT, upper=False)
         variance = (prior - reduced.square().sum(0)).clamp_min(1e-10)
         return mean * self._scale + self._shift, variance.sqrt() * self._scale
-
-    @torch.no_grad()
-    def on_levels(self) -> LevelPosterior | None:
-        """``predict`` for level indices, as it is now; None in the plain form."""
-        model, shared = self.model, self.damage_model
-        assert model is not None
-        if shared is None:
-            return None
-        (residual,) = model.covar_module.kernels[1:]
-        levels = np.asarray(self.space.levels)
-        return LevelPosterior(
-            levels=levels,
-            terms=level_terms(shared, levels),
-            floor=float(shared.log_floor.exp()),
-            slope=float(shared.slope),
-            offset=float(shared.offset),
-            log_weight=shared.log_weight.numpy().copy(),  # a later fit moves it in place
-            size_shares=shared.size_shares.numpy(),
-            neighbours=shared.neighbours.numpy(),
-            variance=float(self._variance),
-            pulls=self._pulls.numpy(),
-            at=self._at.numpy(),
-            x=self._x.numpy(),
-            lengthscale=float(residual.base_kernel.lengthscale),
-            scale=float(residual.outputscale),
-            factor=self._factor,
-            alpha=self._alpha.numpy(),
-        )
 
     @torch.no_grad()
     def sample_tables(self, kept: np.ndarray, generator: torch.Generator) -> np.ndarray:

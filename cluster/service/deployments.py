@@ -8,6 +8,7 @@ gateway holds StratNet itself; only checkpoints travel on.
 """
 
 import asyncio
+import gc
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -140,6 +141,10 @@ class GatewayReplica:
             boundaries=[0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5],
             tag_keys=("route",),
         )
+        # What is there by now stays. The collector would look through all of it, torch and Ray included, again and
+        # again while answers come and go, and every call would wait for that.
+        gc.collect()
+        gc.freeze()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.gateway, self._observe)

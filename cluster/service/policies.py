@@ -22,6 +22,8 @@ from unicuco.wire import Front, FrontPoint, PolicyDescription
 
 LOG = logging.getLogger("unicuco.service")
 FRONT_POINTS = 41
+WARM_SIZES = 1024
+"""Answered when a policy is loaded: about as many as SmolLM2 has strategies of different size."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ class Policies:
         config = self._configs[name]
         digest = _digest(config.path)
         loaded = Offered(name, Policy.load(config.path), digest, DTYPES[config.dtype].itemsize)
-        loaded.answer([Request(kept=1.0)])  # what is laid out at the first answer is laid out before anybody waits
+        # What is worked out at the first answers of every size is worked out before anybody waits.
+        smallest = float(loaded.policy.space.kept(loaded.policy.space.smallest))
+        loaded.answer([Request(kept=float(kept)) for kept in np.linspace(1.0, max(smallest, 0.01), WARM_SIZES)])
         return loaded
 
 

@@ -163,3 +163,15 @@ def test_shares_still_count_where_size_is_nearly_everything() -> None:
     small = torch.tensor([[0.999, 0.001, 0.0], [0.999, 0.0, 0.001], [1.0, 0.0, 0.0]], dtype=torch.float64)
     one, other, none = net(small)
     assert (one - other).abs().max() > 0.01 and torch.isfinite(none).all()
+
+
+@pytest.mark.parametrize("num_objectives", [2, 4])
+def test_arrays_get_the_same_answers_as_tensors(num_objectives: int) -> None:
+    torch.manual_seed(0)
+    deepest = torch.linspace(0.5, 1.0, SPACE.num_sites, dtype=torch.float64)
+    net = StratNet(num_objectives, SPACE.num_sites, width=16, deepest=deepest).eval()
+    preference = spread_preferences(40, torch.Generator().manual_seed(0), num_objectives)
+    corners = torch.eye(num_objectives, dtype=torch.float64)  # size alone: shares of nothing
+    asked = torch.cat([preference, corners])
+    with torch.no_grad():
+        np.testing.assert_allclose(net.on_arrays()(asked.numpy()), net(asked).numpy(), rtol=1e-12)

@@ -32,7 +32,10 @@ def test_answers_are_the_policys_own(client: TestClient, tiny_run: Path) -> None
     requests = [{"kept": 0.7}, {"id": "phone", "preference": [0.3, 0.7]}, {"bytes": 150_000}]
     reply = client.post("/v1/answers", json={"requests": requests}).json()
     own = Policy.load(tiny_run).answer([Request(**r) for r in requests], bytes_per_param=4)
-    assert reply["answers"] == [json.loads(answer.model_dump_json()) for answer in own]
+    for one, other in zip(reply["answers"], own, strict=True):
+        wanted = json.loads(other.model_dump_json())
+        # Strategies that are predicted together differ by rounding from those predicted alone.
+        assert one == wanted | {name: pytest.approx(wanted[name]) for name in ("kl", "kl_low", "kl_high")}
     assert reply["policy"] == "tiny" and reply["answers"][1]["id"] == "phone"
 
 
@@ -147,7 +150,8 @@ def test_a_new_version_is_taken_up_while_calls_go_on(tiny_run: Path, tmp_path: P
         assert seen[-1][1] == wanted and seen[0][1] != wanted
 
 
-def test_calls_beyond_the_limit_are_shed_at_once_and_the_others_answered(config: ServiceConfig) -> None:
+@pytest.mark.parametrize("prefix", ["", "/behind/a-proxy"])
+def test_calls_beyond_the_limit_are_shed_at_once_and_the_others_answered(config: ServiceConfig, prefix: str) -> None:
     config = config.model_copy(update={"limits": config.limits.model_copy(update={"calls_at_once": 2})})
     inside, let_go = threading.Semaphore(0), threading.Event()
 
@@ -159,19 +163,18 @@ def test_calls_beyond_the_limit_are_shed_at_once_and_the_others_answered(config:
 
     body, replies = {"requests": [{"kept": 0.7}]}, []
     # No checkpoint is asked for, so nobody owns the table.
-    with TestClient(create_app(Slow(config, cast(JobsProxy, None)))) as client:
-        calls = [
-            threading.Thread(target=lambda: replies.append(client.post("/v1/answers", json=body))) for _ in range(2)
-        ]
+    with TestClient(create_app(Slow(config, cast(JobsProxy, None))), root_path=prefix) as client:
+        answers = f"{prefix}/v1/answers"
+        calls = [threading.Thread(target=lambda: replies.append(client.post(answers, json=body))) for _ in range(2)]
         for call in calls:
             call.start()
         assert all(inside.acquire(timeout=20) for _ in calls)
-        refused = client.post("/v1/answers", json=body)
+        refused = client.post(answers, json=body)
         assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
         assert refused.json()["code"] == "overloaded" and refused.headers["x-request-id"] == refused.json()["instance"]
-        assert client.get("/v1/policies").status_code == 200  # only answers are limited
+        assert client.get(f"{prefix}/v1/policies").status_code == 200  # only answers are limited
         let_go.set()
         for call in calls:
             call.join()
         assert [reply.status_code for reply in replies] == [200, 200]
-        assert client.post("/v1/answers", json=body).status_code == 200
+        assert client.post(answers, json=body).status_code == 200
