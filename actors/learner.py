@@ -1,7 +1,7 @@
 """The learner actor: the centre of a run. It owns the learner and the pool, and does three things side by side.
 
 - dispatch: asks for candidates and hands them to the evaluators with room;
-- ingest: tells the learner each outcome; an evaluation is on disk before it counts;
+- ingest: tells the learner what came back; an evaluation is on disk before it counts;
 - train: refits when the learner wants it, in the one worker thread, so that everything else goes on meanwhile.
 
 The driver only calls ``progress`` and, at the end, ``finish``.
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from actors.evaluator import thread_settings
 from actors.factory import Factory
 from actors.placement import PoolPlan
-from actors.pool import EvaluatorPool, GivenUp, Joined, Measured, Outcome, Returned
+from actors.pool import EvaluatorPool, GivenUp, Measured, Outcome, Returned
 from unicuco.errors import UniCuCoError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class LearnerLike(Protocol):
     """What the actor wraps: ``unicuco.learner.Learner``, or anything with its methods."""
 
     def ask(self, n: int) -> list[Candidate]: ...
-    def tell(self, evaluation: Evaluation) -> bool: ...
+    def tell(self, *evaluations: Evaluation) -> int: ...
     def give_up(self, candidate: Candidate, reason: str) -> None: ...
     def requeue(self, candidate: Candidate) -> None: ...
     def needs_training(self) -> bool: ...
@@ -130,8 +130,8 @@ class LearnerActor:
         """Candidates for an evaluator outside the pool, to be answered with ``tell``."""
         return (await self._built()).ask(n)
 
-    async def tell(self, evaluation: Evaluation) -> bool:
-        new = (await self._built()).tell(evaluation)
+    async def tell(self, *evaluations: Evaluation) -> int:
+        new = (await self._built()).tell(*evaluations)
         self._pool.nudge()  # whoever waits for the pool's next outcome looks at the learner again
         return new
 
@@ -199,20 +199,20 @@ class LearnerActor:
 
     async def _ingest(self, learner: LearnerLike) -> None:
         while not learner.finished():
-            self._take(learner, await self._pool.next_outcome())
+            self._take(learner, await self._pool.next_outcomes())
             await self._notify()
 
-    def _take(self, learner: LearnerLike, outcome: Outcome) -> None:
-        match outcome:
-            case Measured():
-                learner.tell(outcome.evaluation)
-            case Returned():
-                learner.requeue(outcome.candidate)
-            case GivenUp():
-                learner.give_up(outcome.candidate, outcome.reason)
-                self._failures.append((outcome.candidate.eval_id, outcome.reason))
-            case Joined():
-                pass
+    def _take(self, learner: LearnerLike, outcomes: list[Outcome]) -> None:
+        # Together: each write to disk is flushed, and many evaluators would have to wait for one another's.
+        if measured := [outcome.evaluation for outcome in outcomes if isinstance(outcome, Measured)]:
+            learner.tell(*measured)
+        for outcome in outcomes:
+            match outcome:
+                case Returned():
+                    learner.requeue(outcome.candidate)
+                case GivenUp():
+                    learner.give_up(outcome.candidate, outcome.reason)
+                    self._failures.append((outcome.candidate.eval_id, outcome.reason))
 
     async def _train(self, learner: LearnerLike) -> None:
         while True:

@@ -136,19 +136,25 @@ class EvaluatorPool:
         self.submitted += 1
         self._spawn(self._fly(worker, flight, worker.handle.evaluate.remote(candidate)))
 
-    async def next_outcome(self) -> Outcome:
-        """The next thing that happened.
+    async def next_outcomes(self) -> list[Outcome]:
+        """The next thing that happened, and what else has happened since, in order.
 
         Raises:
-            UniCuCoError: an evaluator cannot be set up, or all of them fail.
+            UniCuCoError: an evaluator cannot be set up, or all of them fail; what happened before comes first.
         """
-        outcome = await self._outcomes.get()
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
+        found: list[Outcome] = []
+        while not found or not self._outcomes.empty():
+            outcome = await self._outcomes.get()
+            if isinstance(outcome, BaseException):
+                if not found:
+                    raise outcome
+                self._outcomes.put_nowait(outcome)
+                break
+            found.append(outcome)
+        return found
 
     def nudge(self) -> None:
-        """Makes ``next_outcome`` return, though nothing happened here."""
+        """Makes ``next_outcomes`` return, though nothing happened here."""
         self._outcomes.put_nowait(Joined())
 
     def check(self) -> None:

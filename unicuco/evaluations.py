@@ -161,17 +161,20 @@ class EvaluationLog:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def append(self, evaluation: Evaluation) -> bool:
-        """Puts ``evaluation`` on disk; false when its id is there already.
+    def append(self, *evaluations: Evaluation) -> int:
+        """Puts those whose id is not there yet on disk, all in one part, and returns how many that were.
 
         Raises:
             DiskFullError: nothing was written.
         """
-        if evaluation.eval_id in self._seen:
-            return False
-        write_evaluations(self.folder / f"part-{evaluation.eval_id}.parquet", [evaluation])
-        self._seen.add(evaluation.eval_id)
-        return True
+        new: dict[str, Evaluation] = {}
+        for evaluation in evaluations:
+            if evaluation.eval_id not in self._seen:
+                new.setdefault(evaluation.eval_id, evaluation)
+        if new:
+            write_evaluations(self.folder / f"part-{min(new)}.parquet", new.values())
+            self._seen |= new.keys()
+        return len(new)
 
     def read(self) -> list[Evaluation]:
         """Every evaluation on disk, once each, in the order in which they finished."""

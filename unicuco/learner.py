@@ -175,24 +175,30 @@ class Learner:
                 given.append(candidate)
             return given
 
-    def tell(self, evaluation: Evaluation) -> bool:
-        """Puts an evaluation on disk, then counts it; false when it was counted before.
+    def tell(self, *evaluations: Evaluation) -> int:
+        """Puts evaluations on disk, together, then counts them; returns how many were not counted before.
 
         Raises:
-            DiskFullError: it is neither on disk nor counted.
+            DiskFullError: they are neither on disk nor counted.
         """
         with self._lock:
-            if evaluation.eval_id in self._done:
-                return False
-            self.log.append(evaluation)
-            self._done[evaluation.eval_id] = evaluation
-            self._front.add(evaluation)
-            self._spent_on_done += evaluation.evaluations
-            self._taken.add(strategy_key(evaluation.levels_array()))
-            self._running.pop(evaluation.eval_id, None)
-            self._failed.pop(evaluation.eval_id, None)
-            self._drop_waiting(evaluation.eval_id)
-            return True
+            new: dict[str, Evaluation] = {}
+            for evaluation in evaluations:
+                if evaluation.eval_id not in self._done:
+                    new.setdefault(evaluation.eval_id, evaluation)
+            self.log.append(*new.values())
+            for evaluation in new.values():
+                self._count(evaluation)
+            return len(new)
+
+    def _count(self, evaluation: Evaluation) -> None:
+        self._done[evaluation.eval_id] = evaluation
+        self._front.add(evaluation)
+        self._spent_on_done += evaluation.evaluations
+        self._taken.add(strategy_key(evaluation.levels_array()))
+        self._running.pop(evaluation.eval_id, None)
+        self._failed.pop(evaluation.eval_id, None)
+        self._drop_waiting(evaluation.eval_id)
 
     def requeue(self, candidate: Candidate) -> None:
         """Hands ``candidate`` out again first: its evaluator died."""

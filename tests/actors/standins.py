@@ -81,9 +81,9 @@ class CountingLearner:
         number = int(name[1:])
         return Candidate(name, (number, number + 1), "broken" if number in self.broken else "uniform")
 
-    def tell(self, evaluation: Evaluation) -> bool:
+    def tell(self, *evaluations: Evaluation) -> int:
         with self.lock:
-            new = self.log.append(evaluation)
+            new = self.log.append(*evaluations)
             self.done += new
             return new
 

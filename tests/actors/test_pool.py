@@ -49,16 +49,17 @@ async def drain(pool: EvaluatorPool, queue: list[Candidate]) -> tuple[list[Measu
             pool.submit(queue.pop(0))
             pool.check()
         assert pool.running <= 4
-        match await pool.next_outcome():
-            case Measured() as outcome:
-                measured.append(outcome)
-            case GivenUp() as outcome:
-                given_up.append(outcome)
-            case Returned(candidate=candidate):
-                queue.insert(0, candidate)
-                returned += 1
-            case Joined():
-                pass
+        for happened in await pool.next_outcomes():
+            match happened:
+                case Measured() as outcome:
+                    measured.append(outcome)
+                case GivenUp() as outcome:
+                    given_up.append(outcome)
+                case Returned(candidate=candidate):
+                    queue.insert(0, candidate)
+                    returned += 1
+                case Joined():
+                    pass
         pool.check()
     return measured, given_up, returned
 
@@ -110,7 +111,7 @@ def test_an_evaluation_that_raises_is_given_up_with_its_reason(ray_session: None
 def test_a_missing_model_ends_the_run_with_one_sentence(ray_session: None, tmp_path: Path) -> None:
     async def work(pool: EvaluatorPool) -> None:
         with pytest.raises(ModelError) as caught:
-            await pool.next_outcome()
+            await pool.next_outcomes()
         assert str(caught.value) == "No folder at /nowhere."
 
     run_pool(work, PoolPlan(1, 1, 0, 1), notes=tmp_path, missing_model=True)
@@ -119,13 +120,13 @@ def test_a_missing_model_ends_the_run_with_one_sentence(ray_session: None, tmp_p
 def test_work_goes_to_the_least_loaded(ray_session: None, tmp_path: Path) -> None:
     async def work(pool: EvaluatorPool) -> None:
         while pool.ready < 2:
-            await pool.next_outcome()
+            await pool.next_outcomes()
         assert pool.free == 4
         for candidate in candidates(2):
             pool.submit(candidate)
         assert pool.free == 2 and pool.running == 2
         while pool.done < 2:
-            await pool.next_outcome()
+            await pool.next_outcomes()
         assert len({path.name.split(".")[1] for path in tmp_path.iterdir()}) == 2
         for candidate in candidates(4):
             pool.submit(candidate)
@@ -133,3 +134,19 @@ def test_work_goes_to_the_least_loaded(ray_session: None, tmp_path: Path) -> Non
             pool.submit(candidates(1)[0])
 
     run_pool(work, notes=tmp_path, seconds=0.2)
+
+
+def test_what_has_happened_meanwhile_comes_together(ray_session: None, tmp_path: Path) -> None:
+    async def work(pool: EvaluatorPool) -> None:
+        while pool.ready < 2:
+            await pool.next_outcomes()
+        for candidate in candidates(4):
+            pool.submit(candidate)
+        while pool.done < 4:
+            await asyncio.sleep(0.05)
+        found = await pool.next_outcomes()
+        assert {outcome.candidate.eval_id for outcome in found if isinstance(outcome, Measured)} == {
+            candidate.eval_id for candidate in candidates(4)
+        }
+
+    run_pool(work, notes=tmp_path)

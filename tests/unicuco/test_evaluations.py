@@ -87,6 +87,17 @@ def test_appending_twice_counts_once_also_after_reopening(tmp_path: Path) -> Non
     assert again.read()[0].kl == evaluation(1).kl
 
 
+def test_several_at_once_are_one_part_and_count_once(tmp_path: Path) -> None:
+    log = EvaluationLog(tmp_path / "log")
+    assert log.append() == 0 and not list((tmp_path / "log").glob("*"))
+    assert log.append(evaluation(2), evaluation(1), evaluation(2, kl=9.0)) == 2
+    assert log.append(evaluation(1), evaluation(3)) == 1
+    assert len(list((tmp_path / "log").glob("part-*.parquet"))) == 2
+    assert {e.eval_id: e.kl for e in EvaluationLog(tmp_path / "log").read()} == {
+        e.eval_id: e.kl for e in (evaluation(1), evaluation(2), evaluation(3))
+    }
+
+
 def test_an_empty_log_is_no_error(tmp_path: Path) -> None:
     log = EvaluationLog(tmp_path / "not-there-yet")
     assert log.read() == [] and len(log) == 0

@@ -188,7 +188,8 @@ def test_a_killed_search_resumes_with_the_same_set(told: int, tmp_path: Path) ->
 
 def test_what_could_not_be_written_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = learner(tmp_path)
-    (candidate,) = found.ask(1)
+    candidates = found.ask(3)
+    told = [MODEL.evaluation(candidate) for candidate in candidates]
 
     def full(*args: Any) -> None:
         raise DiskFullError("The disk is full.")
@@ -196,9 +197,11 @@ def test_what_could_not_be_written_does_not_count(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr("unicuco.evaluations.write_evaluations", full)
         with pytest.raises(DiskFullError):
-            found.tell(MODEL.evaluation(candidate))
-    assert (found.status().done, found.status().running) == (0, 1)
-    assert found.tell(MODEL.evaluation(candidate)) and found.status().done == 1
+            found.tell(*told)
+    assert (found.status().done, found.status().running) == (0, 3)
+    assert found.tell(*told, told[0]) == 3 and found.tell(*told) == 0
+    assert (found.status().done, found.status().running) == (3, 0)
+    assert [e.eval_id for e in found.evaluations()] == [candidate.eval_id for candidate in candidates]
 
 
 def test_asking_and_telling_take_milliseconds_while_it_trains(tmp_path: Path) -> None:
