@@ -12,10 +12,10 @@ READY := $(VENV)/.ready
 BENCHMARKS := evaluator answers margins surrogate intervals checkpoints front scale_learner serve
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test test-slow lint format bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 
 setup: $(READY) ## make .venv with every dependency, pinned (about 3 minutes, once)
 
@@ -39,6 +39,9 @@ demo: $(READY) ## the whole product on a small real model: train, answer, write 
 
 test: $(READY) ## all tests that this machine can run (those marked gpu skip without CUDA)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST)
+
+test-slow: $(READY) ## the tests that take minutes: faults of real clusters (some need root)
+	HF_HUB_OFFLINE=1 UNICUCO_TEST_SLOW=1 $(BIN)/python -m pytest -m slow $(PYTEST)
 
 lint: $(READY) ## ruff and mypy; changes nothing
 	$(BIN)/ruff check .

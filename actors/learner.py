@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from actors.evaluator import thread_settings
 from actors.factory import Factory
+from actors.metrics import RunMetrics
 from actors.placement import PoolPlan
 from actors.pool import EvaluatorPool, GivenUp, Measured, Outcome, Returned
 from unicuco.errors import UniCuCoError
@@ -87,17 +88,20 @@ class LearnerActor:
     Ray may restart it: it starts again from the log, and the pool with it, at the next ``progress``.
     """
 
+    POOL = EvaluatorPool
+
     def __init__(self, learner: Factory, pool: PoolSetup, policy: Path) -> None:
         self._factory, self._setup, self._policy = learner, pool, Path(policy)
         self._only_writer = FileLock(self._policy.parent / ".learner.lock")
         self._trainer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train")
         self._learner: LearnerLike | None = None
-        self._pool = EvaluatorPool(pool.factory, pool.plan, pool.in_flight, pool.attempts)
+        self._pool = self.POOL(pool.factory, pool.plan, pool.in_flight, pool.attempts)
         self._run: asyncio.Task[None] | None = None
         self._building = asyncio.Lock()
         self._wake = asyncio.Condition()
         self._training = False
         self._failures: list[tuple[str, str]] = []
+        self._metrics = RunMetrics(self._policy.parent.name)
 
     async def progress(self) -> Progress:
         """How the run stands; the first call starts it.
@@ -142,6 +146,7 @@ class LearnerActor:
         await self._run
         self._pool.close()
         await self._in_thread(lambda: learner.save_policy(self._policy))
+        self._metrics.stand(learner.status(), 0, False)
         return learner.status()
 
     async def stop(self) -> Any:
@@ -208,11 +213,15 @@ class LearnerActor:
             learner.tell(*measured)
         for outcome in outcomes:
             match outcome:
+                case Measured():
+                    self._metrics.measured(outcome.evaluation)
                 case Returned():
                     learner.requeue(outcome.candidate)
+                    self._metrics.returned()
                 case GivenUp():
                     learner.give_up(outcome.candidate, outcome.reason)
                     self._failures.append((outcome.candidate.eval_id, outcome.reason))
+                    self._metrics.given_up()
 
     async def _train(self, learner: LearnerLike) -> None:
         while True:
@@ -245,6 +254,7 @@ class LearnerActor:
         status = learner.status()
         if status.submitted != status.done + status.failed + status.running:
             raise RuntimeError(f"learner out of balance: {status}")
+        self._metrics.stand(status, self._pool.ready, self._training)
         idle = self._pool.free and not self._pool.running and not self._training
         if idle and not learner.needs_training() and not status.running:
             raise RuntimeError(
@@ -252,7 +262,9 @@ class LearnerActor:
             )
 
 
-def create_learner(learner: Factory, pool: PoolSetup, policy: Path, threads: int = 1) -> Any:
+def create_learner(
+    learner: Factory, pool: PoolSetup, policy: Path, threads: int = 1, actor: type[LearnerActor] = LearnerActor
+) -> Any:
     """A learner actor on this node (its handle): the run folder is here.
 
     It takes no processor away from the evaluators, and Ray restarts it a few times should it die.
@@ -262,7 +274,7 @@ def create_learner(learner: Factory, pool: PoolSetup, policy: Path, threads: int
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
-        ray.remote(LearnerActor)
+        ray.remote(actor)
         .options(
             num_cpus=0,
             max_restarts=3,

@@ -74,7 +74,7 @@ def start_or_attach(config: RayConfig | None = None) -> Iterator[Runtime]:
             f"{address} is the address of a Ray client or of the Jobs API; a run lives inside the cluster: submit it "
             "by 'ray job submit -- python -m cluster.train ...', or give HOST:PORT of the cluster's head."
         )
-    with _environment(quiet_settings()):
+    with environment(quiet_settings()):
         import ray
 
         if ray.is_initialized():  # a notebook, a test session, a caller with its own Ray
@@ -83,7 +83,7 @@ def start_or_attach(config: RayConfig | None = None) -> Iterator[Runtime]:
             with _attached(address) as runtime:
                 yield runtime
         else:
-            with _environment(local_authentication()), _started(config) as runtime:
+            with environment(local_authentication()), _started(config) as runtime:
                 yield runtime
             _reread_ray_settings()
 
@@ -213,7 +213,7 @@ def _reread_ray_settings() -> None:
 
 
 @contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
+def environment(settings: dict[str, str]) -> Iterator[None]:
     """Sets what is not set, for the block; what the user set stays."""
     added = [name for name in settings if name not in os.environ]
     for name in added:

@@ -1,4 +1,4 @@
-"""The command line: ``unicuco train | answer | prune | evaluate | report | serve | keys``.
+"""The command line: ``unicuco train | watch | answer | prune | evaluate | report | serve | keys``.
 
 Importing this module is cheap (typer alone); each command imports what it needs when it runs.
 """
@@ -133,6 +133,23 @@ def report(
 
     page = write_report(run, output)
     typer.echo(f"Report: {page}")
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    once: Annotated[bool, typer.Option(help="Say how it is now and stop.")] = False,
+) -> None:
+    """Shows a run that is going on in another terminal or as a job, until it has ended.
+
+    Example: unicuco watch runs/first
+    """
+    from cluster.watching import watch
+
+    try:
+        watch(run, once=once)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
 
 
 @app.command()

@@ -45,9 +45,14 @@ def best_at(front: Sequence[tuple[float, float]], size: float) -> float | None:
     return min(fitting) if fitting else None
 
 
-def front_text(front: Sequence[tuple[float, float]], hypervolume: float) -> str:
-    """The best front in a few words: hypervolume, and the lowest KL at a few sizes."""
-    parts = [f"{size:g}: {kl:.3f}" for size in SHOWN_SIZES if (kl := best_at(front, size)) is not None]
+def best_points(front: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """``(size, lowest KL)`` at a few sizes, where anything is that small."""
+    return tuple((size, kl) for size in SHOWN_SIZES if (kl := best_at(front, size)) is not None)
+
+
+def front_text(best: Sequence[tuple[float, float]], hypervolume: float) -> str:
+    """The best front in a few words: the lowest KL at a few sizes, and hypervolume."""
+    parts = [f"{size:g}: {kl:.3f}" for size, kl in best]
     found = f"KL at kept {', '.join(parts)}" if parts else "no front yet"
     return f"{found} · hypervolume {hypervolume:.3f}"
 
@@ -119,11 +124,17 @@ class RunDisplay:
                     hypervolume=status.hypervolume,
                     evaluations_per_second=rate,
                     evaluators=progress.evaluators,
+                    stage=_stage(progress),
+                    budget=self._budget,
+                    spent=status.spent,
+                    waiting=status.waiting,
+                    staleness=status.staleness,
+                    best=best_points(status.front),
                 )
             )
         over = round(status.spent)
         left = duration_text((self._budget - over) / rate) if rate > 0 else "?"
-        front = front_text(status.front, status.hypervolume)
+        front = front_text(best_points(status.front), status.hypervolume)
         if self._bar is not None:
             shown = f"{rate:.2f}/s" if rate else ""
             self._bar.update(self._task, completed=over, stage=_stage(progress), rate=shown, left=left, front=front)

@@ -80,7 +80,7 @@ class RunFolder:
         try:
             about = json.loads(self.about.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise RunError(f"{self.path} holds no run to resume (no run.json).") from error
+            raise RunError(f"{self.path} holds no run (no run.json).") from error
         except (OSError, ValueError) as error:
             raise RunError(f"{self.about} cannot be read: {error}") from error
         if not isinstance(about, dict) or about.get("format") != FORMAT:
@@ -161,7 +161,13 @@ def describe_run(config: dict[str, Any], **facts: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ProgressRecord:
-    """One line of ``progress.jsonl``. ``time``: Unix; ``elapsed``: seconds of training, earlier sessions included."""
+    """One line of ``progress.jsonl``; what is not said here is as in ``unicuco.learner.LearnerStatus``.
+
+    Attributes:
+        time: Unix; elapsed: seconds of training, earlier sessions included.
+        stage: in a word; budget: evaluations in all, of which ``spent``.
+        best: the lowest KL measured at some sizes, ``(kept, KL)``.
+    """
 
     time: float
     elapsed: float
@@ -172,6 +178,12 @@ class ProgressRecord:
     hypervolume: float
     evaluations_per_second: float
     evaluators: int
+    stage: str = ""
+    budget: int = 0
+    spent: float = 0.0
+    waiting: int = 0
+    staleness: float = 0.0
+    best: tuple[tuple[float, float], ...] = ()
 
 
 class ProgressLog:

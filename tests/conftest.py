@@ -16,6 +16,15 @@ SETTINGS = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests are for those who ask for them."""
+    if os.environ.get("UNICUCO_TEST_SLOW") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: set UNICUCO_TEST_SLOW=1, or make test-slow"))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A connected local Ray with 2 logical processors; nothing of it outlives the session."""

@@ -1,4 +1,4 @@
-"""From a chosen strategy to the answer that a user gets: sizes, promises, and a sentence where a bound cannot hold."""
+"""From a chosen strategy to the answer that a user gets, with a sentence where a bound cannot hold."""
 
 from __future__ import annotations
 
@@ -25,24 +25,10 @@ def compose(
         trained_to: the smallest kept share that training looked at.
     """
     feasible, note = _judge(wish, prospect, budget, floor, trained_to)
-    mean = prospect.mean
-    return Answer(
-        id=request.id,
-        request=request,
-        feasible=feasible,
-        note=note,
-        levels=prospect.levels,
-        strategy=prospect.strategy,
-        groups=prospect.groups,
-        neurons=prospect.neurons,
-        kl=mean.kl,
-        kl_low=mean.kl_low,
-        kl_high=mean.kl_high,
-        preference=tuple(preference),
-        origin=origin,
-        domains=prospect.domains,
-        **vars(prospect.size),
-    )
+    own = {"feasible": feasible, "note": note, "preference": tuple(preference), "origin": origin}
+    said = prospect.answer
+    lists = {name: getattr(said, name).copy() for name in ("levels", "strategy", "groups", "neurons", "domains")}
+    return said.model_copy(update={"id": request.id, "request": request, **own, **lists})
 
 
 def _judge(wish: Wish, prospect: Prospect, budget: float, floor: int, trained_to: float) -> tuple[bool, str]:

@@ -10,88 +10,30 @@ import math
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel as Config
-from pydantic import ConfigDict, Field
 
 from unicuco.bases import Bases
-from unicuco.evaluations import MARGINS_COST, Candidate, Evaluation, EvaluationLog
+from unicuco.evaluations import Candidate, Evaluation, EvaluationLog
+from unicuco.learner_config import LearnerConfig, LearnerStatus, TrainReport
 from unicuco.measured_front import MeasuredFront
 from unicuco.policy import Policy
 from unicuco.policy_parts import PolicyParts
 from unicuco.proposals import Proposal, first_design, improvise, strategy_key
-from unicuco.qualities import Form, objective_domains
+from unicuco.qualities import objective_domains
 from unicuco.refit import Queue, propose, refit
 from unicuco.space import SearchSpace
-from unicuco.stratnet import StratNet, StratNetConfig
-from unicuco.surrogate import SurrogateConfig
+from unicuco.stratnet import StratNet
+
+__all__ = ["Learner", "LearnerConfig", "LearnerStatus", "TrainReport"]
 
 
-class LearnerConfig(Config):
-    """Budget and habits of the learner."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    evaluations: int = Field(default=150, ge=4)
-    """The budget in standard evaluations, failed candidates and margins included."""
-    first: int | None = Field(default=None, ge=2)
-    """Evaluations before the first training; None: a fifth of the budget, 8 to 60."""
-    batch: int = Field(default=8, ge=1)
-    """New evaluations between two trainings."""
-    kept_low: float = Field(default=0.4, gt=0, lt=0.97)
-    """The smallest share of the blocks' parameters that the search covers."""
-    margins: float = Field(default=0.75, ge=0, le=0.75)
-    """Share of the budget for margins (unicuco/margins.py); of no use to the plain surrogate, depth spaces, domains."""
-    objectives: Form = "auto"
-    """``mean``: size and the mean KL (the paper). ``domains``: size and the KL of every calibration domain, so that
-    requests can prefer one to another. ``auto``: ``domains`` where there are two to four, else ``mean``."""
-    optimism: float = Field(default=1.0, ge=0)
-    """β of μ − βσ for proposing."""
-    seed: int = Field(default=0, ge=0)
-    surrogate: SurrogateConfig = SurrogateConfig()
-    stratnet: StratNetConfig = StratNetConfig()
-
-    def first_count(self, with_margins: bool) -> int:
-        """Evaluations before the first training; margins make some of them dearer, and more telling."""
-        price = 1 + MARGINS_COST * self.margins if with_margins else 1.0
-        wanted = self.first if self.first is not None else min(max(int(self.evaluations / 5 / price), 8), 60)
-        return min(wanted, self.evaluations)
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """One training: its policy version, evaluations used, and the final loss of StratNet."""
-
-    version: int
-    evaluations: int
-    loss: float
-    noise: float
-
-
-@dataclass(frozen=True)
-class LearnerStatus:
-    """Counts, always ``submitted == done + failed + running``, and how far the search is.
-
-    Attributes:
-        spent: of the budget by what is done or failed, in standard evaluations.
-        front: (kept, KL) of the measured non-dominated strategies, by size.
-        hypervolume: of (kept, log KL), reference (1, log KL of uniform at kept 0.5); 0 before that is known. Of the
-            mean KL, also where domains are objectives, so that runs of both forms can be compared.
-    """
-
-    submitted: int
-    done: int
-    failed: int
-    running: int
-    version: int
-    hypervolume: float
-    front: list[tuple[float, float]]
-    spent: float = 0.0
+RECENT = 32
+"""Evaluations over which staleness is averaged."""
 
 
 class Learner:
@@ -146,7 +88,9 @@ class Learner:
         self._taken = {strategy_key(e.levels_array()) for e in self._done.values()}
         self._next_id = 1 + max((_number(eval_id) for eval_id in self._done), default=-1)
         self._version = max((e.policy_version for e in self._done.values()), default=0)
+        self._behind: deque[int] = deque(maxlen=RECENT)
         self._trained_on = 0
+        self._taken_meanwhile = 0  # candidates handed out during the last training
         self._parts: PolicyParts | None = None
         rng = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
@@ -192,6 +136,7 @@ class Learner:
             return len(new)
 
     def _count(self, evaluation: Evaluation) -> None:
+        self._behind.append(self._version - evaluation.policy_version)
         self._done[evaluation.eval_id] = evaluation
         self._front.add(evaluation)
         self._spent_on_done += evaluation.evaluations
@@ -233,7 +178,9 @@ class Learner:
             done, failed, running = len(self._done), len(self._failed), len(self._running) + len(self._again)
             counts = (done + failed + running, done, failed, running, self._version)
             spent = self._spent() - sum(c.cost for c in (*self._running.values(), *self._again))
-            return LearnerStatus(*counts, self._front.hypervolume(), self._front.points(), spent)
+            staleness = sum(self._behind) / max(len(self._behind), 1)
+            front = (self._front.hypervolume(), self._front.points())
+            return LearnerStatus(*counts, *front, spent, len(self._queue), staleness)
 
     def evaluations(self) -> list[Evaluation]:
         """Everything done, in the order in which it was counted."""
@@ -288,7 +235,7 @@ class Learner:
             done = list(self._done.values())
             pending = [*self._running.values(), *self._again]
             taken = set(self._taken)
-            final = self._exhausted()
+            final, next_id = self._exhausted(), self._next_id
         settings = self.config.stratnet
         if final:
             settings = settings.model_copy(update={"steps": settings.steps * 3})
@@ -298,12 +245,13 @@ class Learner:
         )
         queue: Queue = deque()
         if not final:
-            count = 3 * config.batch
+            # Many evaluators take more than that while the next training runs, and would get improvised strategies.
+            count = max(3 * config.batch, 2 * self._taken_meanwhile)
             queue = propose(self.space, found, config.optimism, count, done, pending, taken, self._generator)
         with self._lock:
             self._net = found.net
             self._version += 1
-            self._trained_on = len(done)
+            self._trained_on, self._taken_meanwhile = len(done), self._next_id - next_id
             first = [entry for entry in self._queue if math.isnan(entry[1])] if not final else []
             self._queue = deque(first) + queue  # what is left of the first design still goes first
             self._parts = PolicyParts(

@@ -14,7 +14,7 @@ import torch
 from unicuco.domains import DomainPromises
 from unicuco.objectives import Scale
 from unicuco.policy_parts import PolicyParts
-from unicuco.request import Promise
+from unicuco.request import Answer, Promise
 from unicuco.sampling import Z90, sampling
 from unicuco.space import SearchSpace, Size
 from unicuco.surrogate import NOISE_FLOOR
@@ -28,19 +28,16 @@ class Prospect:
     """One strategy: its size and what is predicted for it.
 
     Attributes:
-        levels: level index per site; strategy: sparsity per site; groups, neurons: what is left in each block.
         objectives: predicted, scaled (``num_objectives``, size first), for the search windows.
         mean: promise on fresh text for the mean over the domains; domains: for each that is an objective.
+        answer: what every answer with this strategy says. What a request adds to it is not set (``answers.compose``).
     """
 
-    levels: list[int]
-    strategy: list[float]
-    groups: list[int]
-    neurons: list[int]
     size: Size
     objectives: np.ndarray
     mean: Promise
     domains: dict[str, Promise]
+    answer: Answer
 
 
 class Prospects:
@@ -86,13 +83,15 @@ class Prospects:
         promises[dense], of_domains[dense] = 0.0, 0.0
         objectives = self._scale.values(torch.as_tensor(kept), torch.as_tensor(qualities)).numpy()
         names = self._parts.qualities.names[: of_domains.shape[1]]
-        rows = zip(levels.tolist(), strategies.tolist(), groups.tolist(), neurons.tolist(), sizes, strict=True)
-        return [
-            Prospect(
-                *row, objectives[i], _promise(promises[i]), dict(zip(names, map(_promise, of_domains[i]), strict=True))
-            )
-            for i, row in enumerate(rows)
-        ]
+        rows = zip(levels.tolist(), strategies.tolist(), groups.tolist(), neurons.tolist(), strict=True)
+        found = []
+        for i, (row, strategy, own_groups, own_neurons) in enumerate(rows):
+            size, own_mean = sizes[i], _promise(promises[i])
+            own = dict(zip(names, map(_promise, of_domains[i]), strict=True))
+            shape = {"levels": row, "strategy": strategy, "groups": own_groups, "neurons": own_neurons}
+            said = {**shape, **vars(size), **dict(own_mean), "domains": own}
+            found.append(Prospect(size, objectives[i], own_mean, own, Answer.model_construct(**said)))
+        return found
 
     def _on_fresh_text(self, mean: np.ndarray, deviation: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """KL and its 90 % interval (``n x 3``): moved from the search windows to fresh ones, with their own scatter."""

@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from unicuco.errors import RequestError
 from unicuco.qualities import MEAN
 from unicuco.request import SIZE, Request
-from unicuco.space import SearchSpace, budgets_of
+from unicuco.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -100,5 +98,5 @@ def budget_of(request: Request, space: SearchSpace, bytes_per_param: int) -> flo
     if request.ratio is not None:
         bounds.append(request.ratio * geometry.params)
     if request.kept is not None:
-        bounds.append(float(budgets_of(space, np.array([request.kept]))[0]))
+        bounds.append(request.kept * geometry.block_params + space.fixed["params"])
     return math.floor(min(bounds) + 1e-6)

@@ -16,7 +16,8 @@ from unicuco.evaluations import Candidate, Evaluation, EvaluationLog
 class QuadraticEvaluator:
     """Damage grows with the square of the levels; leaves a note of who works on what, so that tests can aim.
 
-    The candidate's origin can ask for trouble: ``poison`` kills the process, ``broken`` raises.
+    The candidate's origin can ask for trouble: ``poison`` kills the process, ``broken`` raises, ``heavy`` takes memory
+    until somebody ends the process.
     """
 
     def __init__(self, notes: Path, seconds: float = 0.0, missing_model: bool = False) -> None:
@@ -31,6 +32,10 @@ class QuadraticEvaluator:
             os.kill(os.getpid(), signal.SIGKILL)
         if candidate.origin == "broken":
             raise ValueError("no such thing")
+        hoard = []
+        while candidate.origin == "heavy" and len(hoard) < 60:
+            hoard.append(b"x" * (100 << 20))
+            time.sleep(0.05)
         time.sleep(self.seconds)
         damage = sum(level**2 for level in candidate.levels) / 100
         return Evaluation(
@@ -48,6 +53,9 @@ class Status:
     version: int
     hypervolume: float
     front: list[tuple[float, float]]
+    spent: float = 0.0
+    waiting: int = 0
+    staleness: float = 0.0
 
 
 class CountingLearner:
@@ -58,11 +66,13 @@ class CountingLearner:
         evaluations: Path,
         budget: int,
         broken: tuple[int, ...] = (),
+        heavy: tuple[int, ...] = (),
         every: int = 1000,
         train_seconds: float = 0.0,
     ) -> None:
         self.log = EvaluationLog(evaluations)
-        self.budget, self.every, self.train_seconds, self.broken = budget, every, train_seconds, broken
+        self.budget, self.every, self.train_seconds = budget, every, train_seconds
+        self.origins = {**dict.fromkeys(broken, "broken"), **dict.fromkeys(heavy, "heavy")}
         self.lock = threading.Lock()
         done = {evaluation.eval_id for evaluation in self.log.read()}
         self.queue = [f"e{i}" for i in range(budget) if f"e{i}" not in done]
@@ -79,7 +89,7 @@ class CountingLearner:
 
     def _candidate(self, name: str) -> Candidate:
         number = int(name[1:])
-        return Candidate(name, (number, number + 1), "broken" if number in self.broken else "uniform")
+        return Candidate(name, (number, number + 1), self.origins.get(number, "uniform"))
 
     def tell(self, *evaluations: Evaluation) -> int:
         with self.lock:
@@ -116,7 +126,8 @@ class CountingLearner:
     def status(self) -> Status:
         running = self.submitted - self.done - len(self.failed)
         front = [(0.5, 0.1)] if self.done else []
-        return Status(self.submitted, self.done, len(self.failed), running, self.version, 0.0, front)
+        counts = (self.submitted, self.done, len(self.failed), running, self.version)
+        return Status(*counts, 0.0, front, self.done + len(self.failed), len(self.queue))
 
     def finished(self) -> bool:
         return self._spent() and self.trained_at == self.done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,23 @@ def test_a_log_that_cannot_be_written_ends_the_run_with_its_sentence(start: Any,
         run.call("finish")
     assert isinstance(original_error(caught.value), DiskFullError)
     assert "cannot be written" in str(original_error(caught.value))
+
+
+def test_prometheus_finds_how_the_run_stands(start: Any) -> None:
+    import ray
+
+    run = start(budget=12, seconds=0.02, broken=(3,), every=5)
+    run.call("finish")
+    (port,) = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
+    name = run.policy.parent.name
+    wanted = {"spent": 12, "policy_version": run.call("status").version, "evaluators": 0, "training": 0, "running": 0}
+    until, found = time.monotonic() + 60, dict[str, float]()
+    while time.monotonic() < until and found != wanted:
+        time.sleep(1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+            lines = [line for line in page.read().decode().splitlines() if f'run="{name}"' in line]
+        values = {line.split("{")[0].removeprefix("ray_unicuco_run_"): float(line.rsplit(" ", 1)[1]) for line in lines}
+        found = {key: values.get(key, -1.0) for key in wanted}
+    assert found == wanted
+    assert values["evaluations_total"] == 11 and values["given_up_total"] == 1 and values["returned_total"] == 2
+    assert values["evaluation_seconds_count"] == 11

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from actors.learner import Progress
-from cluster.progress import Rate, RunDisplay, best_at, duration_text, front_text, heldout_table
+from cluster.progress import Rate, RunDisplay, best_at, best_points, duration_text, front_text, heldout_table
 from cluster.runs import ProgressLog, RunError, RunFolder
 from unicuco.learner import LearnerStatus
 
@@ -19,7 +19,7 @@ def progress(
     done: int, failed: int = 0, finished: bool = False, failures: tuple[tuple[str, str], ...] = ()
 ) -> Progress:
     front = [(0.4, 1.5), (0.7, 0.25), (0.9, 0.02)]
-    status = LearnerStatus(done + failed + 2, done, failed, 2, 1, 0.75, front if done else [], spent=done + failed)
+    status = LearnerStatus(done + failed + 2, done, failed, 2, 1, 0.75, front if done else [], done + failed, 3, 0.5)
     return Progress(status, 2, 2, False, finished, failures, 0)
 
 
@@ -35,7 +35,7 @@ def test_rate_is_that_of_the_last_minute() -> None:
 def test_front_in_words() -> None:
     front = [(0.4, 1.5), (0.7, 0.25), (0.9, 0.02)]
     assert best_at(front, 0.8) == 0.25 and best_at(front, 0.3) is None
-    assert front_text(front, 0.75) == "KL at kept 0.9: 0.020, 0.7: 0.250, 0.5: 1.500 · hypervolume 0.750"
+    assert front_text(best_points(front), 0.75) == "KL at kept 0.9: 0.020, 0.7: 0.250, 0.5: 1.500 · hypervolume 0.750"
     assert front_text([], 0.0).startswith("no front yet")
     assert (duration_text(59.6), duration_text(3723)) == ("1:00", "1:02:03")
 
@@ -57,7 +57,8 @@ def test_without_a_terminal_plain_lines_now_and_then(tmp_path: Path) -> None:
     assert 12 <= len(records) <= 14
     assert records[-1] | {"time": 0} == {
         "time": 0, "elapsed": 24.0, "done": 24, "failed": 1, "running": 2, "version": 1, "hypervolume": 0.75,
-        "evaluations_per_second": pytest.approx(25 / 24), "evaluators": 2,
+        "evaluations_per_second": pytest.approx(25 / 24), "evaluators": 2, "stage": "done", "budget": 40, "spent": 25,
+        "waiting": 3, "staleness": 0.5, "best": [[0.9, 0.02], [0.7, 0.25], [0.5, 1.5]],
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from tests.unicuco.synthetic import KnownDamage, make_learner, make_space, searc
 from unicuco import prospects
 from unicuco.policy import Policy
 from unicuco.prospects import Prospect, Prospects
-from unicuco.request import Request
+from unicuco.request import Answer, Request
 from unicuco.surrogate import NOISE_FLOOR
 
 SPACE = make_space(5)
@@ -27,7 +27,8 @@ def drawn(count: int, seed: int = 0) -> np.ndarray:
 
 
 def alike(one: Prospect, other: Prospect) -> bool:
-    same = (one.levels, one.strategy, one.size) == (other.levels, other.strategy, other.size)
+    """Equal, but for the rounding of predictions that were made in other company."""
+    same = one.answer.levels == other.answer.levels and one.size == other.size
     return (
         same and one.mean.kl == pytest.approx(other.mean.kl) and one.mean.kl_high == pytest.approx(other.mean.kl_high)
     )
@@ -39,8 +40,9 @@ def test_they_are_what_surrogate_and_space_say(policy: Policy) -> None:
         log_kl, _ = policy.parts.surrogate.predict(torch.as_tensor(SPACE.sparsities(levels)))
     for row, found, mean in zip(levels, Prospects(policy.parts)(levels, 2), log_kl.numpy(), strict=True):
         shape = SPACE.shape(row)
-        assert found.levels == row.tolist() and found.size == SPACE.size(row)
-        assert (tuple(found.groups), tuple(found.neurons)) == (shape.groups, shape.neurons)
+        assert found.answer.levels == row.tolist() and found.size == SPACE.size(row)
+        assert found.answer.strategy == SPACE.sparsities(row).tolist() and found.answer.params == found.size.params
+        assert (tuple(found.answer.groups), tuple(found.answer.neurons)) == (shape.groups, shape.neurons)
         assert found.objectives[0] == pytest.approx(
             (found.size.kept - policy.scale.kept_low) / (1 - policy.scale.kept_low)
         )
@@ -80,3 +82,25 @@ def test_answers_of_all_sizes_are_few_strategies(policy: Policy) -> None:
     sizes = np.random.default_rng(0).uniform(0.45, 0.99, 2000)
     answers = policy.answer([Request(kept=float(kept)) for kept in sizes])
     assert len({tuple(answer.levels) for answer in answers}) < 200
+
+
+def test_an_answer_is_whole_and_its_own(policy: Policy) -> None:
+    """Made from what is remembered, but as valid as one that was checked field by field."""
+    requests = [
+        Request(kept=0.7, id="a"),
+        Request(kept=0.7, id="b"),
+        Request(preference=(0.3, 0.7)),
+        Request(max_kl=0.3),
+    ]
+    answers = policy.answer(requests)
+    for request, found in zip(requests, answers, strict=True):
+        assert found == Answer.model_validate_json(found.model_dump_json()) and found.request is request
+    assert [found.id for found in answers[:2]] == ["a", "b"]
+
+
+def test_who_changes_an_answer_changes_no_other(policy: Policy) -> None:
+    (before,) = policy.answer([Request(kept=0.7)])
+    levels = list(before.levels)
+    for mine in (before.levels, before.groups, before.neurons, before.strategy):
+        mine.clear()
+    assert policy.answer([Request(kept=0.7)])[0].levels == levels
