@@ -196,4 +196,4 @@ class EvaluationLog:
         if parts:
             write_evaluations(self.folder / "evaluations.parquet", self.read())
             for part in parts:
-                part.unlink()
+                part.unlink(missing_ok=True)  # another process may have merged the same parts

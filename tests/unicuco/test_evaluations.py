@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unicuco.synthetic import KnownDamage, make_space
+from unicuco import evaluations
 from unicuco.errors import DiskFullError, EvaluationLogError
 from unicuco.evaluations import Candidate, Evaluation, EvaluationLog, read_evaluations, write_evaluations
 
@@ -147,6 +149,27 @@ def test_a_crash_while_compacting_leaves_duplicates_that_are_read_once(
         log.compact()
     monkeypatch.undo()
     assert len(list(tmp_path.glob("*.parquet"))) == 4  # the whole and three parts
+    assert [e.eval_id for e in EvaluationLog(tmp_path).read()] == [f"{i:06d}" for i in range(4)]
+
+
+def test_two_processes_may_compact_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = [EvaluationLog(tmp_path), EvaluationLog(tmp_path)]
+    for i in range(4):
+        logs[0].append(evaluation(i))
+    write = evaluations.write_evaluations
+
+    def slow(path: Path, found: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            write(path, found)
+            return
+        other = threading.Thread(target=logs[1].compact)  # all of it, after we have looked and before we write
+        other.start()
+        other.join()
+        write(path, found)
+
+    monkeypatch.setattr(evaluations, "write_evaluations", slow)
+    logs[0].compact()
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["evaluations.parquet"]
     assert [e.eval_id for e in EvaluationLog(tmp_path).read()] == [f"{i:06d}" for i in range(4)]
 
 
