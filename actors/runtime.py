@@ -85,7 +85,7 @@ def start_or_attach(config: RayConfig | None = None) -> Iterator[Runtime]:
         else:
             with environment(local_authentication()), _started(config) as runtime:
                 yield runtime
-            _reread_ray_settings()
+            reread_ray_settings()
 
 
 def quiet_settings() -> dict[str, str]:
@@ -177,7 +177,7 @@ def _started(config: RayConfig) -> Iterator[Runtime]:
     import ray
 
     temp_dir = Path(tempfile.mkdtemp(prefix="ucc-"))  # short: a Unix socket's path may have 107 characters
-    _reread_ray_settings()
+    reread_ray_settings()
     try:
         try:
             context = ray.init(
@@ -204,7 +204,7 @@ def _quiet_driver() -> dict[str, Any]:
     return {"logging_level": "ERROR", "log_to_driver": False}
 
 
-def _reread_ray_settings() -> None:
+def reread_ray_settings() -> None:
     """Makes a Ray that was imported before us see ``RAY_AUTH_MODE``, as its own ``ray.init`` does."""
     if "ray._raylet" in sys.modules:
         from ray._raylet import Config  # type: ignore[attr-defined]

@@ -30,7 +30,14 @@ import psutil
 from actors.factory import Factory
 from actors.learner import LearnerActor, PoolSetup, create_learner
 from actors.placement import PoolPlan
-from actors.runtime import NAMESPACE, RayConfig, environment, local_authentication, quiet_settings, start_or_attach
+from actors.runtime import (
+    RayConfig,
+    environment,
+    local_authentication,
+    quiet_settings,
+    reread_ray_settings,
+    start_or_attach,
+)
 from benchmarks.harness import console, demo_policy, finish, parser, surroundings
 from benchmarks.simulated import GroupedPool, Oracle
 from unicuco.evaluations import Candidate, Evaluation, EvaluationLog
@@ -205,8 +212,9 @@ def cluster(count: int) -> Iterator[str]:
     with environment(quiet_settings()), environment(local_authentication()):
         from ray.cluster_utils import Cluster
 
+        reread_ray_settings()
         share = {"num_cpus": NODE_EVALUATORS // count, "object_store_memory": 100 << 20, "include_dashboard": False}
-        made = Cluster(initialize_head=True, head_node_args={**share, "namespace": NAMESPACE})
+        made = Cluster(initialize_head=True, head_node_args=share)
         try:
             for _ in range(count - 1):
                 made.add_node(**share)

@@ -34,6 +34,8 @@ __all__ = ["Learner", "LearnerConfig", "LearnerStatus", "TrainReport"]
 
 RECENT = 32
 """Evaluations over which staleness is averaged."""
+IMPROVISED = 16
+"""Strategies that are improvised together: hundreds of evaluators may ask at once before the first training."""
 
 
 class Learner:
@@ -104,6 +106,7 @@ class Learner:
         design = first_design(space, self._damage, self._first_count, config.kept_low, rng, not margin_groups)
         self._queue: deque[tuple[Proposal, float, float]] = deque((p, math.nan, math.nan) for p in design)
         self._spare = rng
+        self._improvised: deque[np.ndarray] = deque()
 
     # -- ask and tell: milliseconds -------------------------------------------------------------------------------
 
@@ -224,8 +227,12 @@ class Learner:
             entry = self._queue.popleft()
             if strategy_key(entry[0][0]) not in self._taken:
                 return entry
-        levels = improvise(self.space, self._damage, self.config.kept_low, self._taken, self._spare)
-        return (levels, "improvised"), math.nan, math.nan
+        while self._improvised and strategy_key(self._improvised[0]) in self._taken:
+            self._improvised.popleft()
+        if not self._improvised:
+            asked = (self.space, self._damage, self.config.kept_low, self._taken, self._spare, IMPROVISED)
+            self._improvised.extend(improvise(*asked))
+        return (self._improvised.popleft(), "improvised"), math.nan, math.nan
 
     # -- train: seconds, in one worker thread ---------------------------------------------------------------------
 

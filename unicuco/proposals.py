@@ -65,22 +65,29 @@ def first_design(
 
 
 def improvise(
-    space: SearchSpace, damage: np.ndarray | None, kept_low: float, taken: set[bytes], rng: np.random.Generator
-) -> np.ndarray:
-    """A strategy not in ``taken``, while training keeps the queue empty: a known allocation with disturbed weights.
+    space: SearchSpace,
+    damage: np.ndarray | None,
+    kept_low: float,
+    taken: set[bytes],
+    rng: np.random.Generator,
+    count: int = 1,
+) -> list[np.ndarray]:
+    """Strategies not in ``taken``, while training keeps the queue empty: known allocations with disturbed weights.
 
-    There must be one left: where chance finds none, all strategies are gone through.
+    Up to ``count``, worked out together, and one at least: where chance finds none, all strategies are gone through,
+    and there must be one left.
     """
     params = space.tables["params"]
     table = damage if damage is not None else params[:, :1] - params
     for _ in range(100):
-        weights = np.exp(0.5 * rng.standard_normal((space.num_sites, 1)))
-        budget = budgets_of(space, np.array([rng.uniform(kept_low, 0.97)]))
-        levels = allocate(space, table * weights, budget)[0]
-        if strategy_key(levels) not in taken:
-            return levels
+        weights = np.exp(0.5 * rng.standard_normal((count, space.num_sites, 1)))
+        budgets = budgets_of(space, rng.uniform(kept_low, 0.97, count))
+        found = {strategy_key(levels): levels for levels in allocate(space, table * weights, budgets)}
+        fresh = [levels for key, levels in found.items() if key not in taken]
+        if fresh:
+            return fresh
     start = rng.integers(0, space.num_levels)
-    return next(levels for levels in _counting_up(start, space.num_levels) if strategy_key(levels) not in taken)
+    return [next(levels for levels in _counting_up(start, space.num_levels) if strategy_key(levels) not in taken)]
 
 
 def _counting_up(start: np.ndarray, num_levels: np.ndarray) -> Iterator[np.ndarray]:
