@@ -49,6 +49,9 @@ from unicuco.space import budgets_of
 from unicuco.storage import content_hash, write_json
 
 COUNT = 64
+INTERRUPTED = 10
+"""An evaluation that took so many times the median of its kind was not computing all the while (its process was
+stopped, the machine slept) and counts as the median, on both sides."""
 REPEATS = 20
 """Of both answers, in turns; medians."""
 
@@ -63,14 +66,24 @@ class Clock:
     def __init__(self, cache: EvaluationCache) -> None:
         self.cache, self.evaluator = cache, cache.evaluator
         self.seconds, self.whole, self.threads = 0.0, list[float](), set[int]()
+        self._kinds: dict[int, list[float]] = {}
 
     def kl(self, levels: np.ndarray, evaluator: Evaluator | None = None) -> float:
         found = self.cache.evaluate(Candidate("", tuple(int(v) for v in levels), "oracle"), evaluator)
-        self.seconds += found.seconds
+        alike = self._kinds.setdefault(found.tokens, [])
+        alike.append(found.seconds)
+        seconds = without_interruptions(alike)[-1]
+        self.seconds += seconds
         if evaluator is None:
-            self.whole.append(found.seconds)
+            self.whole.append(seconds)
         self.threads.add(found.threads)
         return found.kl
+
+
+def without_interruptions(seconds: list[float]) -> list[float]:
+    """``seconds`` of evaluations of one kind, those that were interrupted replaced by the median."""
+    median = float(np.median(seconds))
+    return [median if value > INTERRUPTED * median else value for value in seconds]
 
 
 class Traced(CachedOracle):
@@ -125,16 +138,19 @@ def open_policy_run(given: Any, cache: EvaluationCache) -> tuple[Path, dict[str,
         raise SystemExit(f"{folder} needs a finished contestant `ours`: ours/, ours-policy/ and ours-trainings.json.")
     if {e.preparation for e in log} != {cache.evaluator.preparation.digest}:
         raise SystemExit(f"{folder} was measured on another preparation than seed {given.seed}'s.")
+    kinds = [[e.seconds for e in log if (e.margin_group >= 0) == with_margins] for with_margins in (False, True)]
+    evaluation_seconds = sum(sum(without_interruptions(kind)) for kind in kinds if kind)
+    training_seconds = sum(without_interruptions(trainings["seconds"]))
     return folder, {
         "folder": str(folder),
         "evaluations": len(log),
         "budget": sum(e.evaluations for e in log),
         "with_margins": sum(e.margin_group >= 0 for e in log),
-        "evaluation_seconds": sum(e.seconds for e in log),
+        "evaluation_seconds": evaluation_seconds,
         "median_seconds": float(np.median([e.seconds for e in log if e.margin_group < 0])),
         "trainings": len(trainings["seconds"]),
-        "training_seconds": sum(trainings["seconds"]),
-        "seconds": sum(e.seconds for e in log) + sum(trainings["seconds"]),
+        "training_seconds": training_seconds,
+        "seconds": evaluation_seconds + training_seconds,
         "threads": sorted({e.threads for e in log} | {trainings["threads"]}),
     }
 
