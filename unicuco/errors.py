@@ -45,6 +45,10 @@ class EvaluationLogError(UniCuCoError):
     """The log of evaluations on disk cannot be read or belongs to another run."""
 
 
+class TuningError(UniCuCoError):
+    """A sweep varies what it cannot, its log is too short, or the setting that all are compared with fails."""
+
+
 class CheckpointError(UniCuCoError):
     """A checkpoint cannot be written, or did not reload to the same logits."""
 

@@ -80,9 +80,9 @@ class Qualities:
         """Whether allocations can be made; not in the plain form."""
         return all(surrogate.damage_model is not None for surrogate in self.surrogates)
 
-    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, x: Tensor, on_search_windows: bool = False) -> tuple[Tensor, Tensor]:
         """Mean and deviation of every log KL (``n x num_qualities`` each), differentiable in ``x``."""
-        found = [surrogate.predict(x) for surrogate in self.surrogates]
+        found = [surrogate.predict(x, on_search_windows) for surrogate in self.surrogates]
         return torch.stack([mean for mean, _ in found], dim=-1), torch.stack(
             [deviation for _, deviation in found], dim=-1
         )

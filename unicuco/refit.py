@@ -24,6 +24,20 @@ Queue = deque[tuple[Proposal, float, float]]
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """Surrogates of a log, and the scale of the objectives that they say.
+
+    Attributes:
+        surrogate: of the mean KL over all domains, which answers and reports always state.
+        qualities: what StratNet is trained on: that surrogate, or one per domain.
+    """
+
+    surrogate: Surrogate
+    qualities: Qualities
+    scale: Scale
+
+
+@dataclass(frozen=True)
 class Refit:
     """What one training leaves: the parts of a policy, StratNet's last loss, and proposals, best first.
 
@@ -56,21 +70,36 @@ def refit(
     Args:
         domains: those that are objectives of their own; (): the mean KL is the one quality.
     """
-    levels = np.array([e.levels_array() for e in done])  # one by one: converting them in one call holds the GIL
-    kl = np.array([e.kl for e in done])
-    usable = _usable(space, levels, kl, surrogate_config.max_points)
-    slopes = read_slopes(space, done) if surrogate_config.mean == "damage" else None
-    surrogate = Surrogate(space, damage, surrogate_config).fit(levels[usable], kl[usable], slopes)
-    qualities = Qualities.of_mean(surrogate)
-    if domains:
-        own = np.array([i for i in usable if done[i].domains == domains and np.isfinite(done[i].domain_kl).all()])
-        own_kl = np.array([done[i].domain_kl for i in own])
-        qualities = Qualities.of_domains(space, damage, surrogate_config, domains, levels[own], own_kl)
-    scale = _scale(space, qualities, kept_low, qualities.measured([done[i] for i in usable]))
+    fitted = fit(space, damage, surrogate_config, kept_low, done, domains)
+    surrogate, qualities, scale = fitted.surrogate, fitted.qualities, fitted.scale
     teachers = make_teachers(space, qualities, scale, generator)
     shares = torch.as_tensor(site_shares(space))
     net, loss = train_stratnet(net, qualities, shares, scale, teachers, net_config, generator)
     return Refit(surrogate, qualities, net, scale, loss, deque())
+
+
+def fit(
+    space: SearchSpace,
+    damage: np.ndarray | None,
+    config: SurrogateConfig,
+    kept_low: float,
+    done: Sequence[Evaluation],
+    domains: tuple[str, ...] = (),
+) -> Fitted:
+    """Fits the surrogates to ``done``; see ``refit``."""
+    levels = np.array([e.levels_array() for e in done])  # one by one: converting them in one call holds the GIL
+    kl = np.array([e.kl for e in done])
+    usable = _usable(space, levels, kl, config.max_points)
+    slopes = read_slopes(space, done) if config.mean == "damage" else None
+    surrogate = Surrogate(space, damage, config).fit(levels[usable], kl[usable], slopes)
+    qualities = Qualities.of_mean(surrogate)
+    if domains:
+        own = np.array([i for i in usable if done[i].domains == domains and np.isfinite(done[i].domain_kl).all()])
+        own_kl = np.array([done[i].domain_kl for i in own])
+        qualities = Qualities.of_domains(space, damage, config, domains, levels[own], own_kl)
+    return Fitted(
+        surrogate, qualities, _scale(space, qualities, kept_low, qualities.measured([done[i] for i in usable]))
+    )
 
 
 def propose(

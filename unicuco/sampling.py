@@ -67,12 +67,12 @@ def sampling(evaluations: Sequence[Evaluation], kept: np.ndarray) -> Sampling:
     squares = sum(float(np.mean((np.array(gaps) - center) ** 2)) for gaps in draws)
     freedom = windows - 1 + len(groups)
     pooled = (typical * (windows - 1) + squares) / freedom
-    widened = pooled * (1 + 1 / len(draws)) * (_t90(freedom) / Z90) ** 2
+    widened = pooled * (1 + 1 / len(draws)) * (t90(freedom) / Z90) ** 2
     at = shape(kept)
     return Sampling(center * np.sqrt(at), widened * at)
 
 
-def _t90(freedom: int) -> float:
+def t90(freedom: int) -> float:
     """Half a 90 % interval of the t distribution, by its expansion around the normal one (1 % at 5 degrees)."""
     z = Z90
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -223,11 +223,13 @@ class Surrogate:
         assert shared is not None
         shared.log_weight.copy_(self.log_weights(torch.tensor(MIDDLE_SIZES, dtype=torch.float64)).mean(0))
 
-    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior of log KL, differentiable in ``x``; the sites' weights are those on all text.
+    def predict(self, x: Tensor, on_search_windows: bool = False) -> tuple[Tensor, Tensor]:
+        """Posterior of log KL, differentiable in ``x``.
 
         Args:
             x: ``n x num_sites`` sparsities, float64.
+            on_search_windows: with the sites' weights on the windows that evaluations run on, as the next evaluation
+                will measure them; else with those on all text, which answers are made for.
 
         Returns:
             mean and standard deviation (``n`` each), without observation noise.
@@ -243,6 +245,10 @@ class Surrogate:
             prior = self._variance * ((shares @ shared.neighbours) * shares).sum(-1)
             prior = prior + sum(rest(x, diag=True) for rest in model.covar_module.kernels[1:])
             cross = self._to_data(x, shares)
+            if on_search_windows and self._slopes is not None:
+                luck = WINDOW_LUCK**2 * shares @ shared.shares(self._x).T
+                cross = cross + torch.nn.functional.pad(luck, (0, cross.shape[1] - luck.shape[1]))  # slopes: none
+                prior = prior + WINDOW_LUCK**2 * shares.square().sum(-1)
         mean = ahead + cross @ self._alpha
         reduced = torch.linalg.solve_triangular(self._factor, cross.mT, upper=False)
         variance = (prior - reduced.square().sum(0)).clamp_min(1e-10)

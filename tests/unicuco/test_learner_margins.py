@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.unicuco.synthetic import KnownDamage, make_learner, make_space, search
 from unicuco.allocation import allocate
 from unicuco.evaluations import MARGINS_COST, EvaluationLog
 from unicuco.learner import Learner
+from unicuco.slopes import read_slopes
 from unicuco.space import budgets_of
+from unicuco.surrogate import Surrogate
 
 SPACE = make_space(6)
 MODEL = KnownDamage(SPACE, seed=3)
@@ -79,3 +82,26 @@ def test_where_windows_differ_margins_earn_more_than_they_cost(tmp_path: Path) -
         levels = allocate(SPACE, learner.policy().parts.surrogate.tables(sizes), budgets)
         regret.append(np.log(model.kl(levels)).mean() - best)
     assert regret[0] < 0.6 * regret[1]
+
+
+def test_what_comes_next_is_predicted_with_the_luck_of_the_search_windows(tmp_path: Path) -> None:
+    """From the first part of a search, its later evaluations: as the windows have them, and as all text has them."""
+    model = KnownDamage(SPACE, seed=4, spread=0.4, luck=0.35)
+    done = search(make_learner(tmp_path, model, margin_groups=12, evaluations=100), model).evaluations()
+    done = [e for e in done if any(e.levels)]
+    levels, kl, first = np.array([e.levels for e in done]), np.array([e.kl for e in done]), len(done) * 6 // 10
+    slopes = read_slopes(SPACE, done[:first])
+    surrogate = Surrogate(SPACE, model.table).fit(levels[:first], kl[:first], slopes)
+    later = torch.as_tensor(SPACE.sparsities(levels[first:]))
+    errors, spread = {}, {}
+    with torch.no_grad():
+        for there in (True, False):
+            mean, deviation = (v.numpy() for v in surrogate.predict(later, on_search_windows=there))
+            errors[there] = np.log(kl[first:]) - mean
+            spread[there] = np.sqrt(deviation**2 + surrogate.noise_std**2)
+            truth = np.log(model.kl(levels[first:]))
+            errors[there, "text"] = truth - mean
+    size = {key: np.sqrt(np.mean(error**2)) for key, error in errors.items()}
+    assert size[True] < size[False] / 2 and size[False, "text"] < size[True, "text"]
+    assert (spread[True] < spread[False] / 2).all()
+    assert np.sqrt(np.mean((errors[True] / spread[True]) ** 2)) < 1.5

@@ -10,7 +10,7 @@ from scipy.stats import t
 
 from tests.unicuco.synthetic import KnownDamage, make_space
 from unicuco.evaluations import Candidate, Evaluation
-from unicuco.sampling import Z90, _t90, sampling
+from unicuco.sampling import Z90, sampling, t90
 
 MODEL = KnownDamage(make_space(2), seed=0)
 SIGMA = 0.3
@@ -84,4 +84,4 @@ def test_it_grows_where_windows_differ_more() -> None:
 
 @pytest.mark.parametrize("freedom", [3, 5, 7, 11, 40])
 def test_the_t_distribution_is_near_enough(freedom: int) -> None:
-    assert _t90(freedom) == pytest.approx(t.ppf(0.95, freedom), rel=0.02)
+    assert t90(freedom) == pytest.approx(t.ppf(0.95, freedom), rel=0.02)
