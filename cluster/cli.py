@@ -1,4 +1,4 @@
-"""The command line: ``unicuco train | watch | answer | prune | evaluate | report | serve | keys``.
+"""The command line: ``unicuco train | tune | watch | answer | prune | evaluate | report | serve | keys``.
 
 Importing this module is cheap (typer alone); each command imports what it needs when it runs.
 """
@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cluster.train import add_train_command
+from cluster.tune import add_tune_command
 from unicuco.errors import UniCuCoError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 add_train_command(app)
+add_tune_command(app)
 
 PolicyFolder = Annotated[str, typer.Argument(help="A policy or run folder, or a service: http://HOST:PORT[#POLICY].")]
 Kept = Annotated[float | None, typer.Option(help="Largest share of the blocks' parameters, 0 to 1.")]
