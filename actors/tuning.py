@@ -27,8 +27,6 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-NO_RESUME = 1e9
-"""Seconds between two records of how far a sweep is: it takes minutes and is not resumed."""
 
 
 class Trial(tune.Trainable):
@@ -61,6 +59,12 @@ class _HalvingSearcher(Searcher):
         self._halving, self._report = halving, report
         self._jobs: dict[str, Job] = {}
         self.error: TuningError | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "_report": None,
+        }  # Tune writes its searcher down; a display cannot be, and none is resumed
 
     def suggest(self, trial_id: str) -> Any:
         if self.error is not None or self._halving.finished:

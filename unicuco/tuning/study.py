@@ -78,6 +78,7 @@ class Score:
     Attributes:
         fronts: ``front`` at every cut that the rung trains at; densities: ``density`` at every cut.
         later: density of every later evaluation, in the order of the log, over the cuts that it comes after.
+        seconds: of processor, fits included where this trial was the first to need them.
     """
 
     front: float
@@ -176,13 +177,13 @@ class Scorer:
 
     def score(self, job: Job) -> Score:
         """Runs one trial. What goes wrong in it is its score, not an error of the sweep."""
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             found = self._score(job)
         except Exception as error:  # a setting may break anything: a factorisation, memory, a bound of the space
             text = str(error).strip().split("\n")[0] or "no message"
-            return Score.failed(f"{type(error).__name__}: {text}", time.perf_counter() - began)
-        return Score(**{**vars(found), "seconds": time.perf_counter() - began})
+            return Score.failed(f"{type(error).__name__}: {text}", time.process_time() - began)
+        return Score(**{**vars(found), "seconds": time.process_time() - began})
 
     def _score(self, job: Job) -> Score:
         study, rung = self.study, RUNGS[job.rung]
