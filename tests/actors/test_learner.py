@@ -15,7 +15,7 @@ import pytest
 from actors.factory import Factory
 from actors.learner import PoolSetup, Progress, create_learner
 from actors.placement import PoolPlan
-from unicuco.evaluations import EvaluationLog
+from unicuco.evaluations import EvaluationLog, read_evaluations
 
 pytestmark = pytest.mark.ray
 
@@ -108,8 +108,8 @@ def test_a_killed_learner_starts_again_from_the_log(start: Any) -> None:
     os.kill(run.call("pid"), signal.SIGKILL)
     status = run.call("finish")
     assert (status.submitted, status.done, status.running) == (20, 20, 0)
-    parts = [path.name for path in run.log.glob("part-*.parquet")]
-    assert sorted(parts) == sorted(f"part-e{i}.parquet" for i in range(20))
+    on_disk = [e.eval_id for path in run.log.glob("part-*.parquet") for e in read_evaluations(path)]
+    assert sorted(on_disk) == sorted(f"e{i}" for i in range(20)), "each exactly once"
 
 
 def test_a_second_learner_waits_for_the_first_to_be_gone(start: Any) -> None:

@@ -174,7 +174,7 @@ def test_resume_refuses_what_the_run_was_not_started_with(
     (run / "run.json").write_text(json.dumps(about))
     with pytest.raises(RunError, match="was started with preparation ffffffffffff"):
         resume(run, console=quiet())
-    with pytest.raises(RunError, match="holds no run to resume"):
+    with pytest.raises(RunError, match="holds no run"):
         resume(tmp_path, console=quiet())
 
 

@@ -88,7 +88,7 @@ def test_every_option_has_its_place() -> None:
         (["smollm2", "--run", "RUN", "--space", "depth"], "choose mixed, width, sublayers or blocks"),
         (["smollm2", "--run", "RUN", "--config", "/nowhere.json"], "cannot be read as JSON"),
         (["/nowhere/model", "--run", "RUN"], "No folder at /nowhere/model"),
-        (["--resume", "RUN"], "holds no run to resume"),
+        (["--resume", "RUN"], "holds no run"),
         (["--resume", "RUN", "--seed", "1"], "--seed cannot be given with --resume"),
     ],
 )
