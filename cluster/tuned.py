@@ -88,15 +88,15 @@ def best_table(result: TuneResult) -> Table:
     """The finals: each finalist against the default."""
     halving, settings = result.halving, result.study.settings
     table = Table(title=f"Finals: the default and the best, {result.sweep.seeds} seeds", title_justify="left")
-    table.add_column("setting")
-    for name in ("front, log KL", "gain in %", "log density", "gain in nats"):
-        table.add_column(name, justify="right")
+    table.add_column("setting", no_wrap=True)
+    for name in ("front", "gain, %", "density", "gain, nats"):
+        table.add_column(name, justify="right", no_wrap=True)
     winner = halving.winner()
-    table.add_row("default (the run's own)", *_of_setting(result, DEFAULT), style="bold" if winner == DEFAULT else "")
+    table.add_row("default", *_of_setting(result, DEFAULT), style="bold" if winner == DEFAULT else "")
     for standing in halving.standings():
         front, density = _of_setting(result, standing.setting)[::2]
         table.add_row(
-            "\n".join(f"{name} {value}" for name, value in settings[standing.setting].items()),
+            "\n".join(f"{name.split('.')[-1]} {value}" for name, value in settings[standing.setting].items()),
             front,
             f"{100 * standing.gain:+.2f} ± {100 * standing.error:.2f}",
             density,
