@@ -12,7 +12,6 @@ A trial sees the first part of the log alone. Two figures judge what it makes of
 
 from __future__ import annotations
 
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -274,8 +273,3 @@ def _requests(study: Study) -> tuple[list[Request], Tensor]:
     requests = [Request(kept=kept, preference=own) for kept in sizes for own in shares]
     weights = torch.tensor([list(own.values()) for own in shares], dtype=torch.float64)
     return requests, (weights / weights.sum(-1, keepdim=True)).repeat(len(sizes), 1)
-
-
-def describe(setting: Setting) -> str:
-    """A setting in one line."""
-    return json.dumps(setting) if setting else "the default"
