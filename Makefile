@@ -9,7 +9,7 @@ PYTEST ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BENCHMARKS := evaluator answers margins surrogate intervals checkpoints front scale_learner serve
+BENCHMARKS := evaluator answers margins surrogate intervals checkpoints front scale_learner scale serve fuzz
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint format bench clean

@@ -61,10 +61,8 @@ class _HalvingSearcher(Searcher):
         self.error: TuningError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **vars(self),
-            "_report": None,
-        }  # Tune writes its searcher down; a display cannot be, and none is resumed
+        # Tune writes its searcher down. A display cannot be, and no sweep is resumed.
+        return {**vars(self), "_report": None}
 
     def suggest(self, trial_id: str) -> Any:
         if self.error is not None or self._halving.finished:

@@ -145,8 +145,8 @@ def run(policy: Path, oracle: Path, folder: Path, count: int, seconds: float) ->
         timings = answer(actor.timings.remote())
     log = EvaluationLog(folder / "evaluations").read()
     inside = [e for e in log if before <= e.finished <= until]
-    # One that is under way at the end has no entry yet; its part up to then is what the next one after it shows.
-    busy = sum(min(e.finished, until) - max(e.finished - e.seconds, before) for e in log if e.finished > before)
+    # Those that were under way at the end have entries too: ``started`` lets them end. Their part up to then counts.
+    busy = sum(max(0.0, min(e.finished, until) - max(e.finished - e.seconds, before)) for e in log)
     return {
         "utilisation": busy / (count * (until - before)),
         "evaluations_per_second": len(inside) / (until - before),

@@ -10,13 +10,13 @@ trains is ``cluster.training``.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from cluster.entry import run_alone, stop_codes
 from unicuco.errors import UniCuCoError
 
 T = TypeVar("T")
@@ -85,15 +85,11 @@ def train_command(
 
     console = Console()
     given = {name: value for name, value in context.params.items() if value not in (None, [], ())}
-    try:
+    with stop_codes():
         if resume is not None:
             _resume(resume, model, given, console)
         else:
             _train(given, console)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except SystemExit as stop:  # Ray's answer to a SIGTERM
-        raise typer.Exit(143) from stop
 
 
 train_command.__doc__ = EXAMPLES
@@ -199,14 +195,8 @@ def _validated(build: Callable[[], T]) -> T:
 
 
 def main() -> None:
-    """``python -m cluster.train``: user mistakes are one sentence and exit code 2."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(help=EXAMPLES.replace("unicuco train", "python -m cluster.train"), no_args_is_help=True)(train_command)
-    try:
-        app()
-    except UniCuCoError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """``python -m cluster.train``."""
+    run_alone(train_command, "train", EXAMPLES)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unicuco.errors import UniCuCoError
+from cluster.entry import run_alone, stop_codes
 
 EXAMPLES = """
 Sweeps the learner's settings on the recorded evaluations of a run, and says whether any are better than the run's own.
@@ -53,12 +51,8 @@ def tune_command(
     from unicuco.tuning.sweep import read_sweep
 
     chosen = read_sweep(sweep, vary or (), settings=settings, seeds=seeds, seed=seed)
-    try:
+    with stop_codes():
         tune(TuneConfig(run=run, sweep=chosen, output=output, confirm=confirm, ray=RayConfig(address=address)))
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except SystemExit as stop:  # Ray's answer to a SIGTERM
-        raise typer.Exit(143) from stop
 
 
 tune_command.__doc__ = EXAMPLES
@@ -70,15 +64,8 @@ def add_tune_command(app: typer.Typer) -> None:
 
 
 def main() -> None:
-    """``python -m cluster.tune``: user mistakes are one sentence and exit code 2."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(help=EXAMPLES.replace("unicuco tune", "python -m cluster.tune"), no_args_is_help=True)(tune_command)
-    try:
-        app()
-    except UniCuCoError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """``python -m cluster.tune``."""
+    run_alone(tune_command, "tune", EXAMPLES)
 
 
 if __name__ == "__main__":

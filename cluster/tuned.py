@@ -92,9 +92,10 @@ def best_table(result: TuneResult) -> Table:
     for name in ("front", "gain, %", "density", "gain, nats"):
         table.add_column(name, justify="right", no_wrap=True)
     winner = halving.winner()
-    table.add_row("default", *_of_setting(result, DEFAULT), style="bold" if winner == DEFAULT else "")
+    front, density = _of_setting(result, DEFAULT)
+    table.add_row("default", front, "", density, "", style="bold" if winner == DEFAULT else "")
     for standing in halving.standings():
-        front, density = _of_setting(result, standing.setting)[::2]
+        front, density = _of_setting(result, standing.setting)
         table.add_row(
             "\n".join(f"{name.split('.')[-1]} {value}" for name, value in settings[standing.setting].items()),
             front,
@@ -144,10 +145,10 @@ def _verdict(result: TuneResult) -> str:
     )
 
 
-def _of_setting(result: TuneResult, setting: int) -> tuple[str, str, str, str]:
+def _of_setting(result: TuneResult, setting: int) -> tuple[str, str]:
+    """Its front, on average over the seeds of the finals, and its density, which seeds leave alone."""
     scores = [score for job, score in result.halving.scores.items() if (job.setting, job.rung) == (setting, FINALS)]
-    front = sum(score.front for score in scores) / len(scores)
-    return f"{front:.4f}", "", f"{scores[0].density:.3f}", ""
+    return f"{sum(score.front for score in scores) / len(scores):.4f}", f"{scores[0].density:.3f}"
 
 
 def _plain(score: Score) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,6 +144,15 @@ def read_evaluations(path: Path) -> list[Evaluation]:
     return [Evaluation(**row) for row in rows]
 
 
+def unseen(evaluations: Iterable[Evaluation], seen: Container[str]) -> dict[str, Evaluation]:
+    """Those whose id is not in ``seen``, by id, in order; the first of an id counts."""
+    new: dict[str, Evaluation] = {}
+    for evaluation in evaluations:
+        if evaluation.eval_id not in seen:
+            new.setdefault(evaluation.eval_id, evaluation)
+    return new
+
+
 class EvaluationLog:
     """An append-only folder of evaluations.
 
@@ -167,10 +176,7 @@ class EvaluationLog:
         Raises:
             DiskFullError: nothing was written.
         """
-        new: dict[str, Evaluation] = {}
-        for evaluation in evaluations:
-            if evaluation.eval_id not in self._seen:
-                new.setdefault(evaluation.eval_id, evaluation)
+        new = unseen(evaluations, self._seen)
         if new:
             write_evaluations(self.folder / f"part-{min(new)}.parquet", new.values())
             self._seen |= new.keys()

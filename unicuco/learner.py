@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from unicuco.bases import Bases
-from unicuco.evaluations import Candidate, Evaluation, EvaluationLog
-from unicuco.learner_config import LearnerConfig, LearnerStatus, TrainReport
+from unicuco.evaluations import Candidate, Evaluation, EvaluationLog, unseen
+from unicuco.learner_config import LearnerConfig
+from unicuco.learner_status import LearnerStatus, TrainReport
 from unicuco.measured_front import MeasuredFront
 from unicuco.policy import Policy
 from unicuco.policy_parts import PolicyParts
@@ -30,7 +31,6 @@ from unicuco.space import SearchSpace
 from unicuco.stratnet import StratNet
 
 __all__ = ["Learner", "LearnerConfig", "LearnerStatus", "TrainReport"]
-
 
 RECENT = 32
 """Evaluations over which staleness is averaged."""
@@ -129,10 +129,7 @@ class Learner:
             DiskFullError: they are neither on disk nor counted.
         """
         with self._lock:
-            new: dict[str, Evaluation] = {}
-            for evaluation in evaluations:
-                if evaluation.eval_id not in self._done:
-                    new.setdefault(evaluation.eval_id, evaluation)
+            new = unseen(evaluations, self._done)
             self.log.append(*new.values())
             for evaluation in new.values():
                 self._count(evaluation)

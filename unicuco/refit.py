@@ -38,20 +38,11 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Refit:
-    """What one training leaves: the parts of a policy, StratNet's last loss, and proposals, best first.
+class Refit(Fitted):
+    """What one training leaves: the parts of a policy, and StratNet's last loss."""
 
-    Attributes:
-        surrogate: of the mean KL over all domains, which answers and reports always state.
-        qualities: what StratNet was trained on: that surrogate, or one per domain.
-    """
-
-    surrogate: Surrogate
-    qualities: Qualities
     net: StratNet
-    scale: Scale
     loss: float
-    queue: Queue
 
 
 def refit(
@@ -75,7 +66,7 @@ def refit(
     teachers = make_teachers(space, qualities, scale, generator)
     shares = torch.as_tensor(site_shares(space))
     net, loss = train_stratnet(net, qualities, shares, scale, teachers, net_config, generator)
-    return Refit(surrogate, qualities, net, scale, loss, deque())
+    return Refit(surrogate, qualities, scale, net, loss)
 
 
 def fit(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +113,7 @@ def follow(actor: Any, inject: Callable[[], None]) -> dict[str, Any]:
     """Watches the run, injects the fault at a third of it, and returns its end."""
     import ray
 
-    began, injected, unbalanced, silent = time.monotonic(), None, 0, 0.0
+    began, injected, unbalanced, silent, status = time.monotonic(), False, 0, 0.0, None
     while time.monotonic() - began < ENDED_SECONDS:
         asked = time.monotonic()
         try:
@@ -125,12 +124,11 @@ def follow(actor: Any, inject: Callable[[], None]) -> dict[str, Any]:
         silent = max(silent, time.monotonic() - asked)
         status = progress.status
         unbalanced += status.submitted != status.done + status.failed + status.running
-        if injected is None and status.done >= BUDGET // 3:
-            injected = threading.Thread(target=inject)
-            injected.start()
+        if not injected and status.done >= BUDGET // 3:
+            injected = True
+            inject()  # here: a node can only be started from the main thread
         if progress.finished:
-            assert injected is not None
-            injected.join()
+            assert injected
             return {
                 "done": status.done,
                 "failed": status.failed,

@@ -6,11 +6,11 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from unicuco.errors import ModelError
 from unicuco.evaluations import Candidate, Evaluation, EvaluationLog
+from unicuco.learner_status import LearnerStatus
 
 
 class QuadraticEvaluator:
@@ -42,20 +42,6 @@ class QuadraticEvaluator:
             candidate.eval_id, candidate.levels, candidate.origin, 100, 0.5, damage, damage, 2.0, ("text",), (damage,),
             64, 64.0, self.seconds, "float32", "cpu", 1, 0, "p", "w", finished=time.time(),
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Status:
-    submitted: int
-    done: int
-    failed: int
-    running: int
-    version: int
-    hypervolume: float
-    front: list[tuple[float, float]]
-    spent: float = 0.0
-    waiting: int = 0
-    staleness: float = 0.0
 
 
 class CountingLearner:
@@ -123,11 +109,11 @@ class CountingLearner:
             weights = torch.linalg.inv(weights @ weights.T + torch.eye(400, dtype=torch.float64))
         self.version += 1
 
-    def status(self) -> Status:
+    def status(self) -> LearnerStatus:
         running = self.submitted - self.done - len(self.failed)
         front = [(0.5, 0.1)] if self.done else []
         counts = (self.submitted, self.done, len(self.failed), running, self.version)
-        return Status(*counts, 0.0, front, self.done + len(self.failed), len(self.queue))
+        return LearnerStatus(*counts, 0.0, front, self.done + len(self.failed), len(self.queue))
 
     def finished(self) -> bool:
         return self._spent() and self.trained_at == self.done
