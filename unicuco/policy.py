@@ -54,7 +54,6 @@ class Policy:
 
     # -- answering ------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def answer(self, requests: Sequence[Request], bytes_per_param: int = BYTES_PER_PARAM) -> list[Answer]:
         """Answers ``requests`` in one batch, in order.
 
@@ -197,11 +196,12 @@ class Policy:
         if not measured:
             return found, origins
         by_size = np.array([wish.size_weight is not None for wish in wanted])
-        mine = _scores(preference, np.array([prospect.objectives for prospect in found])[:, None], by_size)[:, 0]
-        theirs = _scores(preference, objectives[None], by_size)
-        theirs[params > budgets[:, None]] = np.inf
+        rivals = np.empty((len(own), 1 + len(measured), objectives.shape[1]))  # of each request: its own, all measured
+        rivals[:, 0], rivals[:, 1:] = [prospect.objectives for prospect in found], objectives
+        scores = _scores(preference, rivals, by_size)
+        theirs = np.where(params > budgets[:, None], np.inf, scores[:, 1:])
         best = theirs.argmin(axis=1)
-        better = theirs[np.arange(len(own)), best] < mine - 1e-9  # the same strategy may differ by rounding
+        better = theirs[np.arange(len(own)), best] < scores[:, 0] - 1e-9  # the same strategy may differ by rounding
         for i in np.flatnonzero(better):
             found[i], origins[i] = measured[best[i]], "measured"
         return found, origins
@@ -241,19 +241,23 @@ class Policy:
 
 def _joined(weight: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Preferences (``n x num_objectives``): the weight of size (``n``), and shares of the rest (``n`` or 1 rows)."""
-    return np.hstack([weight[:, None], (1 - weight)[:, None] * shares])
+    preference = np.empty((len(weight), 1 + shares.shape[1]))
+    preference[:, 0], preference[:, 1:] = weight, (1 - weight)[:, None] * shares
+    return preference
 
 
 def _scores(preference: np.ndarray, objectives: np.ndarray, by_size: np.ndarray) -> np.ndarray:
     """How well strategies serve each request (``n x m``, minimised).
 
     Args:
-        preference: ``n x num_objectives``; objectives: scaled, broadcastable to ``n x m x num_objectives``.
+        preference: ``n x num_objectives``; objectives: of each request's strategies, scaled (``n x m x
+            num_objectives``).
         by_size: which requests weigh size (``n``); the others want quality alone, within their bounds.
     """
-    shares = preference[:, 1:] / np.maximum(preference[:, 1:].sum(axis=1, keepdims=True), 1e-300)  # size alone: none
-    scores = (objectives[..., 1:] * shares[:, None]).sum(axis=-1)
+    rest = preference[:, 1:]
+    shares = rest / np.maximum(rest.sum(axis=1, keepdims=True), 1e-300)  # size alone: none
+    scores = (objectives[..., 1:] @ shares[:, :, None])[..., 0]
     if by_size.any():
-        weighed = torch.as_tensor(preference)[:, None], torch.as_tensor(objectives).clamp_min(0)
-        scores = np.where(by_size[:, None], tchebycheff(*weighed, 0.01).numpy(), scores)
+        weighed = torch.as_tensor(preference[by_size])[:, None], torch.as_tensor(objectives[by_size]).clamp_min(0)
+        scores[by_size] = tchebycheff(*weighed, 0.01).numpy()
     return scores

@@ -16,6 +16,7 @@ import numpy as np
 from unicuco.errors import InfeasibleRequestError, SpaceError, StrategyError
 from unicuco.levels import SPACES, Level, Site, SpaceConfig, build_sites
 from unicuco.models.geometry import Geometry
+from unicuco.projection import Projection
 
 __all__ = ["MEASURES", "SPACES", "Measure", "SearchSpace", "Shape", "Size", "SpaceConfig", "budgets_of"]
 
@@ -138,9 +139,9 @@ class SearchSpace:
         x = np.atleast_2d(np.asarray(x, dtype=np.float64))
         if x.ndim != 2 or x.shape[1] != self.num_sites:
             raise StrategyError(f"A strategy here has {self.num_sites} sparsities, one per site; got {x.shape[-1]}.")
-        if not np.isfinite(x).all() or (x < -1e-9).any() or (x > 1 + 1e-9).any():
+        if not (x.min(initial=0.0) >= -1e-9 and x.max(initial=0.0) <= 1 + 1e-9):  # neither holds of what is no number
             raise StrategyError("Every sparsity of a strategy lies between 0 (keep all) and 1 (drop the site).")
-        return x.clip(0.0, 1.0)
+        return np.minimum(np.maximum(x, 0.0), 1.0)
 
     def check_levels(self, index: np.ndarray) -> np.ndarray:
         """``index`` as integers ``num_sites`` or ``n x num_sites``.
@@ -157,7 +158,7 @@ class SearchSpace:
 
     def snap(self, x: np.ndarray) -> np.ndarray:
         """Nearest legal level of every site (``n x num_sites`` integers); a tie keeps more."""
-        return self._nearest(self.check(x))
+        return self._projection.nearest(self.check(x))
 
     def sparsities(self, index: np.ndarray) -> np.ndarray:
         """Sparsities of level indices (``n x num_sites``): the strategy exactly as it will be applied."""
@@ -241,82 +242,24 @@ class SearchSpace:
             InfeasibleRequestError: even the smallest strategy exceeds a budget.
         """
         x = self.check(x)
-        limits = {m: np.broadcast_to(np.asarray(b, dtype=np.float64), x.shape[:1]) for m, b in budgets.items()}
-        for measure, limit in limits.items():
-            floor = int(self.total(self.smallest, measure))
-            if (limit < floor).any():
+        limits = {}
+        for measure, budget in budgets.items():
+            allowed, floor = np.full(len(x), budget, dtype=np.float64), self._floors[measure]
+            if len(x) and allowed.min() < floor:
                 raise InfeasibleRequestError(
-                    f"No strategy has a {measure} total of {int(limit.min()):,}: in the smallest, {floor:,} are left."
+                    f"No strategy has a {measure} total of {int(allowed.min()):,}: in the smallest, {floor:,} are left."
                 )
-        return self._fill(self._nearest(x + self._shift(x, limits)[:, None]), x, limits)
-
-    def _shift(self, x: np.ndarray, limits: dict[Measure, np.ndarray]) -> np.ndarray:
-        """The smallest shift of every row (``n``) with which its nearest levels fit: all shifts that matter, in order.
-
-        A site comes to its next level where its sparsity passes the midpoint, and gives up the difference there.
-        """
-        site, midpoint = self._crossings
-        passes = midpoint - x.take(site, axis=1)
-        # In single precision, which sorts faster: what is nearer together than that is within the slack below.
-        order = np.argsort(passes.astype(np.float32), axis=1)
-        shift = np.full(len(x), -2.0)  # all dense
-        for measure, limit in limits.items():
-            dense, frees = self._frees[measure]
-            over = dense - limit
-            freed = np.cumsum(frees[order], axis=1)
-            last = np.minimum((freed < over[:, None]).sum(axis=1), len(site) - 1)
-            needed = passes[np.arange(len(x)), order[np.arange(len(x)), last]] + 1e-6  # levels lie further apart
-            shift = np.where(over > 0, np.maximum(shift, needed), shift)
-        return shift
+            limits[measure] = allowed - self.fixed[measure]
+        return self._projection.within(x, limits)
 
     @cached_property
-    def _frees(self) -> dict[Measure, tuple[int, np.ndarray]]:
-        """The dense total of every measure, and by how much each crossing lowers it."""
-        site, level = self._crossings[0], np.concatenate([np.arange(n - 1) for n in self.num_levels])
-        totals = {m: int(table[:, 0].sum()) + self.fixed[m] for m, table in self.tables.items()}
-        return {m: (totals[m], table[site, level] - table[site, level + 1]) for m, table in self.tables.items()}
+    def _projection(self) -> Projection[Measure]:
+        return Projection(self.levels, self.num_levels, self.tables)
 
     @cached_property
-    def _crossings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Every step from a level to the next one: its site, and the midpoint between both."""
-        site = np.repeat(self._all_sites, self.num_levels - 1)
-        return site, self._halfway - 2.0 * site
-
-    @cached_property
-    def _halfway(self) -> np.ndarray:
-        """The midpoints between neighbouring levels of all sites, ascending: site i is shifted by 2i."""
-        legal = [np.asarray(site.sparsity) for site in self.sites]
-        return np.concatenate([2.0 * i + (v[1:] + v[:-1]) / 2 for i, v in enumerate(legal)])
-
-    def _nearest(self, x: np.ndarray) -> np.ndarray:
-        """Level indices for sparsities in any range: one binary search for all sites and rows."""
-        shifted = np.minimum(np.maximum(x, 0.0), 1.0) + 2.0 * self._all_sites
-        return np.searchsorted(self._halfway, shifted, side="left") - self._levels_before
-
-    @cached_property
-    def _levels_before(self) -> np.ndarray:
-        """Midpoints of all sites before each one."""
-        return np.concatenate([[0], np.cumsum(self.num_levels - 1)[:-1]])
-
-    def _fill(self, index: np.ndarray, wish: np.ndarray, limits: dict[Measure, np.ndarray]) -> np.ndarray:
-        sites = np.arange(self.num_sites)
-        index = index.copy()
-        active = np.ones(len(index), dtype=bool)
-        while active.any():
-            rows = np.flatnonzero(active)
-            current = index[rows]
-            up = np.maximum(current - 1, 0)
-            possible = current > 0
-            for measure, limit in limits.items():
-                table = self.tables[measure]
-                extra = table[sites, up] - table[sites, current]
-                possible &= extra <= (limit[rows] - self.total(current, measure))[:, None]
-            gap = np.where(possible, self.levels[sites, current] - wish[rows], -np.inf)
-            best = gap.argmax(axis=1)
-            movable = possible.any(axis=1)
-            index[rows[movable], best[movable]] -= 1
-            active[rows[~movable]] = False
-        return index
+    def _floors(self) -> dict[Measure, int]:
+        """Totals of the smallest strategy."""
+        return {measure: int(self.total(self.smallest, measure)) for measure in MEASURES}
 
 
 def budgets_of(space: SearchSpace, kept: np.ndarray) -> np.ndarray:
