@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,14 +23,15 @@ from filelock import FileLock, Timeout
 from actors.evaluator import thread_settings
 from actors.factory import Factory
 from actors.metrics import RunMetrics
-from actors.placement import PoolPlan
-from actors.pool import EvaluatorPool, GivenUp, Measured, Outcome, Returned
+from actors.pool import EvaluatorPool, GivenUp, Joined, Measured, Outcome, PoolSetup, Returned
+from actors.run_log import RunLog
 from unicuco.errors import UniCuCoError
 
 if TYPE_CHECKING:
     from unicuco.evaluations import Candidate, Evaluation
 
 T = TypeVar("T")
+RESTARTS = 3
 PREDECESSOR_SECONDS = 60.0
 """How long to wait for the learner of a killed run to be gone."""
 
@@ -50,16 +52,6 @@ class LearnerLike(Protocol):
     def status(self) -> Any: ...
     def finished(self) -> bool: ...
     def save_policy(self, folder: Path) -> None: ...
-
-
-@dataclass(frozen=True)
-class PoolSetup:
-    """What the learner actor needs to build its pool (see ``EvaluatorPool``)."""
-
-    factory: Factory
-    plan: PoolPlan
-    in_flight: int = 2
-    attempts: int = 3
 
 
 @dataclass(frozen=True)
@@ -101,7 +93,7 @@ class LearnerActor:
         self._wake = asyncio.Condition()
         self._training = False
         self._failures: list[tuple[str, str]] = []
-        self._metrics = RunMetrics(self._policy.parent.name)
+        self._metrics, self._log = RunMetrics(self._policy.parent.name), RunLog(self._policy.parent)
 
     async def progress(self) -> Progress:
         """How the run stands; the first call starts it.
@@ -146,8 +138,10 @@ class LearnerActor:
         await self._run
         self._pool.close()
         await self._in_thread(lambda: learner.save_policy(self._policy))
-        self._metrics.stand(learner.status(), 0, False)
-        return learner.status()
+        status = learner.status()
+        self._metrics.stand(status, 0, False)
+        self._log.write("ended", done=status.done, failed=status.failed, policy_version=status.version)
+        return status
 
     async def stop(self) -> Any:
         """Ends evaluators and training at once; what was measured is on disk. Returns the last status, if any."""
@@ -183,10 +177,14 @@ class LearnerActor:
 
     async def _run_to_end(self, learner: LearnerLike) -> None:
         if not learner.finished():
+            self._log.write("began", evaluators=self._setup.plan.evaluators, done=learner.status().done)
             self._pool.start()
         jobs = [asyncio.create_task(job(learner)) for job in (self._dispatch, self._ingest, self._train)]
         try:
             await asyncio.gather(*jobs)
+        except Exception as error:
+            self._log.write("failed", "error", error=f"{type(error).__name__}: {error}")
+            raise
         finally:
             for job in jobs:
                 job.cancel()
@@ -218,10 +216,14 @@ class LearnerActor:
                 case Returned():
                     learner.requeue(outcome.candidate)
                     self._metrics.returned()
+                    self._log.write("returned", "warning", eval_id=outcome.candidate.eval_id, reason=outcome.reason)
                 case GivenUp():
                     learner.give_up(outcome.candidate, outcome.reason)
                     self._failures.append((outcome.candidate.eval_id, outcome.reason))
                     self._metrics.given_up()
+                    self._log.write("given_up", "error", eval_id=outcome.candidate.eval_id, reason=outcome.reason)
+                case Joined():
+                    self._log.write("evaluator_ready", evaluators=self._pool.ready)
 
     async def _train(self, learner: LearnerLike) -> None:
         while True:
@@ -238,8 +240,11 @@ class LearnerActor:
             await self._notify()
 
     def _train_and_save(self, learner: LearnerLike) -> None:
+        began = time.perf_counter()
         learner.train()
         learner.save_policy(self._policy)
+        status, took = learner.status(), time.perf_counter() - began
+        self._log.write("trained", policy_version=status.version, done=status.done, seconds=round(took, 3))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._trainer, work)
@@ -277,8 +282,8 @@ def create_learner(
         ray.remote(actor)
         .options(
             num_cpus=0,
-            max_restarts=3,
-            max_task_retries=3,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
             scheduling_strategy=here,
             runtime_env={"env_vars": thread_settings(threads)},
         )

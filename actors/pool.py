@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 
 from actors.evaluator import create_evaluator
 from actors.factory import Factory
@@ -21,6 +21,10 @@ from actors.placement import PoolPlan
 from actors.runtime import original_error
 from unicuco.errors import UniCuCoError
 from unicuco.evaluations import Candidate, Evaluation
+
+DEATHS = (RayActorError, OutOfMemoryError)
+"""What a call to an actor raises when the actor's process ended. Where Ray's memory monitor ended it, the error is not
+an actor's, but the actor is restarted like any other."""
 
 
 class EvaluatorsLostError(UniCuCoError):
@@ -54,7 +58,12 @@ class Joined:
     """An evaluator is ready (again): there is room for more work."""
 
 
-Outcome = Measured | Returned | GivenUp | Joined
+@dataclass(frozen=True)
+class Nudged:
+    """Nothing happened here; see ``EvaluatorPool.nudge``."""
+
+
+Outcome = Measured | Returned | GivenUp | Joined | Nudged
 
 
 @dataclass(eq=False)
@@ -71,6 +80,16 @@ class _Worker:
     life: int = 0
     flights: deque[_Flight] = field(default_factory=deque)
     """Oldest first; the evaluator runs them in this order."""
+
+
+@dataclass(frozen=True)
+class PoolSetup:
+    """What an ``EvaluatorPool`` is built from."""
+
+    factory: Factory
+    plan: PoolPlan
+    in_flight: int = 2
+    attempts: int = 3
 
 
 class EvaluatorPool:
@@ -155,7 +174,7 @@ class EvaluatorPool:
 
     def nudge(self) -> None:
         """Makes ``next_outcomes`` return, though nothing happened here."""
-        self._outcomes.put_nowait(Joined())
+        self._outcomes.put_nowait(Nudged())
 
     def check(self) -> None:
         """The capacity rule."""
@@ -191,17 +210,17 @@ class EvaluatorPool:
     async def _fly(self, worker: _Worker, flight: _Flight, result: Any) -> None:
         try:
             evaluation = await result
-        except RayActorError as error:
+        except DEATHS as error:
             self._note_death(worker, flight, error)
             worker.flights.remove(flight)
             self._suspects.add(flight.candidate.eval_id)
-            self._settle(flight.candidate, f"its evaluator died ({_first_line(error)})")
+            self._settle(flight.candidate, f"its evaluator died ({first_line(error)})")
         except Exception as error:
             cause = original_error(error)
             worker.flights.remove(flight)
             if isinstance(cause, UniCuCoError):
                 raise cause from None
-            self._settle(flight.candidate, f"{type(cause).__name__}: {_first_line(cause)}")
+            self._settle(flight.candidate, f"{type(cause).__name__}: {first_line(cause)}")
         else:
             worker.flights.remove(flight)
             self.done += 1
@@ -209,7 +228,7 @@ class EvaluatorPool:
             self._lost_in_a_row = 0
             self._outcomes.put_nowait(Measured(flight.candidate, evaluation))
 
-    def _note_death(self, worker: _Worker, flight: _Flight, error: RayActorError) -> None:
+    def _note_death(self, worker: _Worker, flight: _Flight, error: Exception) -> None:
         """The first call to fail in a life of the evaluator ends that life."""
         if flight.life != worker.life:
             return
@@ -245,7 +264,7 @@ class EvaluatorPool:
                 reached = True
                 await worker.handle.ready.remote()
                 break
-            except RayActorError as error:
+            except DEATHS as error:
                 if reached or isinstance(error, ActorDiedError):  # else: being restarted, or no node has room yet
                     self._count_lost_start(error)
                 if isinstance(error, ActorDiedError):
@@ -259,16 +278,18 @@ class EvaluatorPool:
         worker.ready = True
         self._outcomes.put_nowait(Joined())
 
-    def _count_lost_start(self, error: RayActorError) -> None:
+    def _count_lost_start(self, error: Exception) -> None:
         self._dead_while_loading += 1
-        if self._dead_while_loading >= self._attempts * self._plan.evaluators or error.actor_init_failed:
-            last = str(error).strip().splitlines()[-1] if error.actor_init_failed else _first_line(error)
+        failed = isinstance(error, RayActorError) and error.actor_init_failed
+        if self._dead_while_loading >= self._attempts * self._plan.evaluators or failed:
+            last = str(error).strip().splitlines()[-1] if failed else first_line(error)
             raise EvaluatorsLostError(
                 f"Evaluators do not start: they died {self._dead_while_loading} times before the base model was "
                 f"loaded; the last time: {last.strip().rstrip('.')}."
             ) from None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -190,7 +190,7 @@ def _started(config: RayConfig) -> Iterator[Runtime]:
                 _temp_dir=str(temp_dir),
                 **_quiet_driver(),
             )
-        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        except Exception as error:  # of many types, and a plain one on a machine too busy to start a node
             raise RayStartError(f"Ray does not start on this machine: {error}") from error
         try:
             yield Runtime(context.address_info["address"], True, temp_dir)  # type: ignore[attr-defined]

@@ -28,8 +28,9 @@ import numpy as np
 import psutil
 
 from actors.factory import Factory
-from actors.learner import LearnerActor, PoolSetup, create_learner
+from actors.learner import LearnerActor, create_learner
 from actors.placement import PoolPlan
+from actors.pool import PoolSetup
 from actors.runtime import (
     RayConfig,
     environment,

@@ -15,11 +15,10 @@ from rich.console import Console
 
 from actors.factory import Factory
 from actors.placement import PoolConfig, plan_pool
-from actors.runtime import RayConfig, original_error, start_or_attach, usable_cpus
+from actors.runtime import RayConfig, start_or_attach, usable_cpus
 from cluster.progress import RunDisplay, heldout_table, stages
 from cluster.runs import ProgressLog, RunError, RunFolder, describe_run, versions, write_about
 from unicuco.calibration import draw_windows
-from unicuco.errors import UniCuCoError
 from unicuco.evaluations import EvaluationLog
 from unicuco.evaluator import EvaluatorConfig
 from unicuco.heldout import WINDOWS, measure_heldout
@@ -29,10 +28,6 @@ from unicuco.models.source import ModelSource, find_model
 from unicuco.preparation import Preparation, PreparationConfig, prepare
 from unicuco.space import SearchSpace
 from unicuco.storage import write_json
-
-POLL_SECONDS = 0.25
-STOP_SECONDS = 30.0
-"""How long a clean stop may take before the actors are ended the hard way."""
 
 
 class TrainConfig(BaseModel):
@@ -162,7 +157,9 @@ def plan_for(config: TrainConfig) -> Any:
 def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console: Console) -> TrainResult:
     import ray
 
-    from actors.learner import PoolSetup, create_learner
+    from actors.learner import create_learner
+    from actors.pool import PoolSetup
+    from cluster.following import follow, stop
 
     began = time.monotonic()
     plan = plan_for(config)
@@ -195,9 +192,9 @@ def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console:
     actor = create_learner(learner, setup, folder.policy, threads=max(1, min(4, usable_cpus() // 4)))
     try:
         with RunDisplay(console, config.learner.evaluations, ProgressLog(folder.progress)) as display:
-            status = _follow(actor, display)
+            status = follow(actor, display)
     except (KeyboardInterrupt, SystemExit):
-        _stop(actor)
+        stop(actor)
         done = len(EvaluationLog(folder.evaluations))
         console.print(
             f"Stopped after {done} of {config.learner.evaluations} evaluations; all are on disk. "
@@ -215,41 +212,6 @@ def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console:
     return TrainResult(folder.path, folder.policy, status.done, status.failed, time.monotonic() - began, heldout)
 
 
-def _follow(actor: Any, display: RunDisplay) -> Any:
-    """Shows the run until it is over and its policy is written; returns the learner's last status."""
-    while True:
-        progress = _result_of(actor.progress.remote())
-        display.update(progress)
-        if progress.finished:
-            break
-        time.sleep(POLL_SECONDS)
-    status = _result_of(actor.finish.remote())
-    display.update(progress, last=True)
-    return status
-
-
-def _result_of(ref: Any) -> Any:
-    """An actor's answer; its own errors as themselves.
-
-    Raises:
-        UniCuCoError: what ended the run; or the learner actor died more often than Ray restarts it.
-    """
-    import ray
-
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        cause = original_error(error)
-        if isinstance(cause, UniCuCoError):
-            raise cause from None
-        raise
-    except ray.exceptions.RayActorError as error:
-        raise RunError(
-            f"The learner died and could not be restarted ({str(error).strip().splitlines()[0]}). Every finished "
-            "evaluation is on disk: go on with --resume."
-        ) from error
-
-
 def _measure_heldout(
     config: TrainConfig, folder: RunFolder, prepared: Preparation, console: Console
 ) -> list[dict[str, Any]]:
@@ -259,15 +221,6 @@ def _measure_heldout(
         rows = measure_heldout(folder.policy, config.model, prepared.folder, evaluator, report)
     write_json(folder.heldout, rows)
     return rows
-
-
-def _stop(actor: Any) -> None:
-    import ray
-
-    try:
-        ray.get(actor.stop.remote(), timeout=STOP_SECONDS)
-    except Exception:  # a stop that fails is followed by a kill
-        return
 
 
 def _prepare(config: TrainConfig, source: ModelSource, console: Console) -> Preparation:

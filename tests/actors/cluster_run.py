@@ -21,7 +21,9 @@ SETTINGS: dict[str, dict[str, str]] = {
     "node": {},
     "gcs": {"RAY_gcs_storage": "rocksdb"},
     "object-store": {},
-    "memory": {"RAY_memory_monitor_refresh_ms": "100"},
+    # All nodes are this machine and see the same memory, so that only the one that is meant to watch does: see main.
+    "memory": {"RAY_memory_monitor_refresh_ms": "0"},
+    "learner-memory": {"RAY_memory_monitor_refresh_ms": "100"},
     "slow-network": {"RAY_testing_asio_delay_us": "CoreWorkerService.grpc_server.PushTask=200000:200000"},
 }
 ENDED_SECONDS = 150.0
@@ -63,6 +65,9 @@ class Fault:
     def memory(self) -> None:
         """Nothing: an evaluator that grows is part of the run (``heavy``)."""
 
+    def learner_memory(self) -> None:
+        """Nothing: a learner that grows is part of the run (``hoards``)."""
+
     def slow_network(self) -> None:
         """Nothing: every call takes 0.2 s longer from the start."""
 
@@ -72,7 +77,7 @@ def main() -> None:
     settings = {"RAY_AUTH_MODE": "token", **SETTINGS[fault]}
     if fault == "gcs":
         settings["RAY_gcs_storage_path"] = str(folder / "gcs")
-    if fault == "memory":
+    if "memory" in fault:
         import psutil
 
         settings["RAY_memory_usage_threshold"] = f"{psutil.virtual_memory().percent / 100 + 0.10:.3f}"
@@ -80,8 +85,9 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     from actors.factory import Factory
-    from actors.learner import PoolSetup, create_learner
+    from actors.learner import create_learner
     from actors.placement import PoolPlan
+    from actors.pool import PoolSetup
     from actors.runtime import RayConfig, start_or_attach
     from unicuco.evaluations import EvaluationLog
 
@@ -89,18 +95,21 @@ def main() -> None:
         initialize_head=True,
         head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False},
     )
+    if "memory" in fault:  # from here on for the nodes to come
+        os.environ["RAY_memory_monitor_refresh_ms"] = "100" if fault == "memory" else "0"  # noqa: SIM112, Ray's own
     try:
         worker = cluster.add_node(num_cpus=EVALUATORS, object_store_memory=80 << 20)
         with start_or_attach(RayConfig(address=cluster.address)):
             (folder / "notes").mkdir()
             heavy = (20,) if fault == "memory" else ()
+            hoards = folder / "hoarded" if fault == "learner-memory" else None
             evaluator = Factory(
                 "tests.actors.standins:QuadraticEvaluator", {"notes": folder / "notes", "seconds": SECONDS}
             )
             log = folder / "evaluations"
             learner = Factory(
                 "tests.actors.standins:CountingLearner",
-                {"evaluations": log, "budget": BUDGET, "every": 20, "heavy": heavy},
+                {"evaluations": log, "budget": BUDGET, "every": 20, "heavy": heavy, "hoards": hoards},
             )
             actor = create_learner(learner, PoolSetup(evaluator, PoolPlan(EVALUATORS, 1, 0, 1)), folder / "policy")
             inject = getattr(Fault(cluster, worker), fault.replace("-", "_"))
@@ -111,17 +120,15 @@ def main() -> None:
 
 def follow(actor: Any, inject: Callable[[], None]) -> dict[str, Any]:
     """Watches the run, injects the fault at a third of it, and returns its end."""
-    import ray
+    from cluster.following import answer
 
     began, injected, unbalanced, silent, status = time.monotonic(), False, 0, 0.0, None
+    learners = set()
     while time.monotonic() - began < ENDED_SECONDS:
         asked = time.monotonic()
-        try:
-            progress = ray.get(actor.progress.remote(), timeout=30)
-        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
-            silent = max(silent, time.monotonic() - asked)
-            continue
+        progress = answer(actor.progress.remote)
         silent = max(silent, time.monotonic() - asked)
+        learners.add(answer(actor.pid.remote))
         status = progress.status
         unbalanced += status.submitted != status.done + status.failed + status.running
         if not injected and status.done >= BUDGET // 3:
@@ -134,6 +141,7 @@ def follow(actor: Any, inject: Callable[[], None]) -> dict[str, Any]:
                 "failed": status.failed,
                 "reasons": [reason for _, reason in progress.failures],
                 "returned": progress.returned,
+                "learners": len(learners),
                 "unbalanced": unbalanced,
                 "silent": silent,
                 "seconds": time.monotonic() - began,

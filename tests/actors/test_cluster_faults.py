@@ -28,13 +28,15 @@ def run(fault: str, folder: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-@pytest.mark.parametrize("fault", ["node", "gcs", "object-store", "slow-network"])
+@pytest.mark.parametrize("fault", ["node", "gcs", "object-store", "slow-network", "learner-memory"])
 def test_every_evaluation_is_there_once(fault: str, tmp_path: Path) -> None:
     ended = run(fault, tmp_path)
     assert ended["ids"] == sorted(f"e{i}" for i in range(BUDGET))
     assert (ended["done"], ended["failed"], ended["unbalanced"]) == (BUDGET, 0, 0)
     if fault == "node":
         assert ended["returned"] >= 1, "its work was handed out again"
+    if fault == "learner-memory":
+        assert (tmp_path / "hoarded").exists() and ended["learners"] == 2, "one was ended, and the next went on"
 
 
 def test_an_evaluator_that_ray_ends_for_its_memory_takes_one_candidate_with_it(tmp_path: Path) -> None:

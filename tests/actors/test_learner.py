@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 from actors.factory import Factory
-from actors.learner import PoolSetup, Progress, create_learner
+from actors.learner import Progress, create_learner
 from actors.placement import PoolPlan
+from actors.pool import PoolSetup
 from unicuco.evaluations import EvaluationLog, read_evaluations
 
 pytestmark = pytest.mark.ray
@@ -75,6 +77,20 @@ def test_a_run_ends_with_every_evaluation_that_can_be_made_once(start: Any) -> N
     progress = run.call("progress")
     assert progress.finished
     assert [eval_id for eval_id, _ in progress.failures] == ["e3"]
+
+
+def test_the_log_says_what_happened_in_whole_json_lines(start: Any, tmp_path: Path) -> None:
+    run = start(budget=12, broken=(3,), every=6)
+    run.call("finish")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all({"time", "level", "event", "pid"} <= line.keys() for line in lines)
+    events = [line["event"] for line in lines]
+    assert events[0] == "began" and events[-1] == "ended"
+    assert lines[-1]["done"] == 11 and lines[-1]["failed"] == 1
+    assert events.count("returned") == 2 and events.count("evaluator_ready") == 2
+    (given_up,) = [line for line in lines if line["event"] == "given_up"]
+    assert given_up["eval_id"] == "e3" and "no such thing" in given_up["reason"] and given_up["level"] == "error"
+    assert [line["policy_version"] for line in lines if line["event"] == "trained"][-1] == lines[-1]["policy_version"]
 
 
 def test_ask_and_status_answer_within_milliseconds_while_it_trains(start: Any) -> None:

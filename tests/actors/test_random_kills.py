@@ -16,9 +16,9 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors.factory import Factory
-from actors.learner import LearnerActor, PoolSetup
+from actors.learner import LearnerActor
 from actors.placement import PoolPlan
-from actors.pool import EvaluatorPool
+from actors.pool import EvaluatorPool, PoolSetup
 from unicuco.evaluations import Candidate, Evaluation, EvaluationLog
 
 KILLS = 200
