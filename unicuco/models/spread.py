@@ -199,7 +199,8 @@ def moved(value: Any, device: torch.device) -> Any:
 
 def _free_bytes(device: torch.device) -> int | None:
     """What a CUDA device has left for this process, torch's own unused cache included."""
-    if device.type != "cuda":
+    # A GPU that shares the processor's memory counts the page cache as taken, which gives way.
+    if device.type != "cuda" or torch.cuda.get_device_properties(device).is_integrated:
         return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + cached)
