@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from unicuco.errors import UniCuCoError
 
@@ -26,11 +26,19 @@ class PoolConfig(BaseModel):
     cpus: float | None = Field(default=None, ge=0)
     """Processors that Ray sets aside for each evaluator."""
     gpus: float | None = Field(default=None, ge=0)
-    """GPUs for each; a fraction shares one GPU between evaluators (Ray does not divide its memory)."""
+    """GPUs for each; a fraction shares one GPU between evaluators (Ray does not divide its memory), a whole number
+    above 1 spreads the base model over so many."""
     in_flight: int = Field(default=2, ge=1, le=8)
     """Candidates handed to one evaluator at a time: 2 hide the way there and back, 1 keeps proposals freshest."""
     attempts: int = Field(default=3, ge=1)
     """A candidate under which this many evaluators died or failed is given up."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_above_one(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and not gpus.is_integer():
+            raise ValueError("an evaluator gets a share of one GPU (up to 1) or several whole ones (2, 3, ...)")
+        return gpus
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ def plan_pool(config: PoolConfig, device: str, nodes: Sequence[Mapping[str, floa
         PlacementError: nothing fits.
     """
     on_gpu = device.startswith("cuda")
+    if on_gpu and "," in device:
+        raise PlacementError("Ray chooses the GPUs of an evaluator; say how many with --evaluator-gpus, and 'cuda'.")
     total_cpus = sum(node.get("CPU", 0) for node in nodes)
     total_gpus = sum(node.get("GPU", 0) for node in nodes)
     gpus = config.gpus if config.gpus is not None else (1.0 if on_gpu else 0.0)

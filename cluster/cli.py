@@ -39,7 +39,7 @@ Preference = Annotated[
     str | None, typer.Option(help="Weights of size and quality loss: 0.3,0.7; or by name: code=0.8,prose=0.2.")
 ]
 Dtype = Annotated[str, typer.Option(help="'bfloat16' or 'float32'.")]
-Device = Annotated[str, typer.Option(help="'cpu', 'cuda' or 'cuda:N'.")]
+Device = Annotated[str, typer.Option(help="'cpu', 'cuda', 'cuda:N', or several: 'cuda:0,cuda:1'.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Torch threads on a CPU.")]
 
 

@@ -77,7 +77,9 @@ def train_command(
         int | None, typer.Option(help="Evaluators: one per GPU, or as many as fit, if not given.")
     ] = None,
     evaluator_cpus: Annotated[float | None, typer.Option(help="CPUs for each evaluator.")] = None,
-    evaluator_gpus: Annotated[float | None, typer.Option(help="GPUs for each evaluator; may be a fraction.")] = None,
+    evaluator_gpus: Annotated[
+        float | None, typer.Option(help="GPUs for each evaluator: a fraction, or several whole ones.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="HOST:PORT of a running Ray cluster, or 'auto'.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file with any setting of run.json's 'config'.")] = None,
 ) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
 from actors.factory import Factory
-from actors.placement import PoolConfig, plan_pool
+from actors.placement import PoolConfig, PoolPlan, plan_pool
 from actors.runtime import RayConfig, start_or_attach, usable_cpus
 from cluster.progress import RunDisplay, heldout_table, stages
 from cluster.runs import ProgressLog, RunError, RunFolder, describe_run, versions, write_about
@@ -25,6 +25,7 @@ from unicuco.heldout import WINDOWS, measure_heldout
 from unicuco.learner import LearnerConfig
 from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.models.source import ModelSource, find_model
+from unicuco.models.spread import devices_for
 from unicuco.preparation import Preparation, PreparationConfig, prepare
 from unicuco.space import SearchSpace
 from unicuco.storage import write_json
@@ -146,12 +147,19 @@ def resume(
         return _run(config, folder, prepared, console)
 
 
-def plan_for(config: TrainConfig) -> Any:
-    """The pool that ``config`` comes to on the connected Ray (``actors.placement.PoolPlan``)."""
+def plan_for(config: TrainConfig) -> PoolPlan:
+    """The pool that ``config`` comes to on the connected Ray."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return plan_pool(config.pool, config.evaluator.device, nodes, config.evaluator.threads)
+
+
+def placed(evaluator: EvaluatorConfig, plan: PoolPlan) -> EvaluatorConfig:
+    """What each actor of ``plan`` is told; it sees no GPUs but its own, all of which its base model is spread over."""
+    if evaluator.device.startswith("cuda"):
+        return evaluator.model_copy(update={"device": devices_for("cuda", plan.gpus)})
+    return evaluator.model_copy(update={"threads": plan.threads})
 
 
 def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console: Console) -> TrainResult:
@@ -163,14 +171,12 @@ def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console:
 
     began = time.monotonic()
     plan = plan_for(config)
-    on_gpu = config.evaluator.device.startswith("cuda")
-    placed = {"device": "cuda"} if on_gpu else {"threads": plan.threads}  # an actor sees its own GPU as the only one
     evaluator = Factory(
         "unicuco.evaluator:Evaluator",
         {
             "model_spec": config.model,
             "preparation_folder": prepared.folder,
-            "config": config.evaluator.model_copy(update=placed),
+            "config": placed(config.evaluator, plan),
         },
     )
     learner = Factory(
@@ -224,7 +230,8 @@ def _measure_heldout(
 
 
 def _prepare(config: TrainConfig, source: ModelSource, console: Console) -> Preparation:
-    """Builds or finds the preparation; the driver's copy of the base model is gone afterwards."""
+    """Builds or finds the preparation; the driver's copy of the base model is gone afterwards, from GPUs too."""
+    import torch
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar is ours
@@ -234,7 +241,10 @@ def _prepare(config: TrainConfig, source: ModelSource, console: Console) -> Prep
     base = load_base_model(source, config.preparation.dtype, _driver_device(config), trust)
     SearchSpace(base.geometry, config.preparation.space).check_reach(config.learner.kept_low)
     with stages(console) as report:
-        return prepare(base, tokenizer, config.preparation, report)
+        prepared = prepare(base, tokenizer, config.preparation, report)
+    del base
+    torch.cuda.empty_cache()  # evaluators on this machine need the room
+    return prepared
 
 
 def _reopen(recorded: dict[str, str], config: TrainConfig, source: ModelSource, console: Console) -> Preparation:
@@ -254,10 +264,12 @@ def _reopen(recorded: dict[str, str], config: TrainConfig, source: ModelSource, 
 
 
 def _driver_device(config: TrainConfig) -> str:
-    """Where the driver itself computes: on a GPU if evaluators do and there is one here (a head node may have none)."""
+    """Where the driver itself computes: on as many GPUs as an evaluator, if they are here (a head may have none)."""
     import torch
 
-    return "cuda" if config.evaluator.device.startswith("cuda") and torch.cuda.is_available() else "cpu"
+    if not config.evaluator.device.startswith("cuda") or not torch.cuda.is_available():
+        return "cpu"
+    return devices_for("cuda", min(config.pool.gpus or 1, torch.cuda.device_count()))
 
 
 def _portable(spec: str) -> str:

@@ -78,7 +78,7 @@ def assess(
             raise ModelError(f"{source.spec} and {sources[0].spec} have different vocabularies; no KL between them.")
         targets = torch.from_numpy(windows.tokens).long().roll(-1, dims=1)
         targets[:, -1] = -1
-        targets = targets.flatten().to(device)
+        targets = targets.flatten().to(head.device)
         with torch.inference_mode():
             found = compare(hidden, Reference(hidden=dense), targets, head, LOGITS_AT_ONCE, dense_head)
         first = reference is None

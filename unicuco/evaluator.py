@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from unicuco.margins import Margins, measure_margins
 from unicuco.models.head import Head
 from unicuco.models.hetero.attention_unicuco import use_fast_attention
 from unicuco.models.load import BaseModel, load_base_model
+from unicuco.models.spread import device_names
 from unicuco.models.swap import SwitchableModel
 from unicuco.preparation import Preparation
 from unicuco.pruners.base import PrunedBlock, pruned_blocks
@@ -48,6 +49,7 @@ class EvaluatorConfig(Config):
 
     dtype: str = Field(default="bfloat16", pattern="^(bfloat16|float32)$")
     device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:N``; several with commas between: the base model is spread over them."""
     threads: int | None = Field(default=None, ge=1)
     """Torch threads on a CPU; None leaves torch's own choice."""
     batch_tokens: int = Field(default=4096, ge=1)
@@ -110,7 +112,8 @@ class Evaluator:
         self.pruner = build_pruner(base, self.preparation)
         self.space = self.preparation.space
         self._switch = SwitchableModel(base.model)
-        self._device = next(base.model.parameters()).device
+        embeddings: Any = base.model.get_input_embeddings()
+        self._device: torch.device = embeddings.weight.device  # tokens go there; logits come from the head's
         self._batch_tokens = self.config.batch_tokens
         self._chunk = LOGITS_AT_ONCE
         self._margin_windows: dict[int, tuple[Tensor, Tensor]] = {}
@@ -129,7 +132,7 @@ class Evaluator:
         self.windows, self.windows_digest = windows, windows.digest
         self._tokens = torch.from_numpy(windows.tokens).long().to(self._device)
         ends = torch.full((len(self._tokens), 1), -1, dtype=torch.long, device=self._device)
-        self._targets = torch.cat([self._tokens[:, 1:], ends], dim=1).flatten()
+        self._targets = torch.cat([self._tokens[:, 1:], ends], dim=1).flatten().to(self._logits.device)
 
     @property
     def num_tokens(self) -> int:
@@ -161,7 +164,7 @@ class Evaluator:
             cost=candidate.cost * measured.tokens,
             seconds=time.perf_counter() - began,
             dtype=self.config.dtype,
-            device=str(self._device),
+            device=device_names(self.base.model),
             threads=torch.get_num_threads(),
             seed=self.preparation.config.calibration.seed,
             preparation=self.preparation.digest,
@@ -240,10 +243,10 @@ class Evaluator:
 
     def _load_reference(self, on_disk: bool) -> Reference:
         if not on_disk:
-            return self._to_device(self._compute_reference())
+            return self._beside_head(self._compute_reference())
         kind = "cpu" if self._device.type == "cpu" else "gpu"
         path = self.preparation.folder / "reference" / f"{self.config.dtype}-{kind}.safetensors"
-        return self._to_device(load_or_compute(path, self._compute_reference))
+        return self._beside_head(load_or_compute(path, self._compute_reference))
 
     @torch.inference_mode()
     def _compute_reference(self) -> Reference:
@@ -252,8 +255,8 @@ class Evaluator:
             return Reference(log_probs=compute_log_probs(hidden, self._logits).contiguous())
         return Reference(hidden=hidden.contiguous())
 
-    def _to_device(self, reference: Reference) -> Reference:
-        return Reference(**{k: None if v is None else v.to(self._device) for k, v in vars(reference).items()})
+    def _beside_head(self, reference: Reference) -> Reference:
+        return Reference(**{k: None if v is None else v.to(self._logits.device) for k, v in vars(reference).items()})
 
     def _shrinking_on_oom(self, run: Callable[[], Result]) -> Result:
         """Runs ``run``; each time a GPU is out of memory, halves what runs at once and tries again."""

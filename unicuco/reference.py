@@ -81,7 +81,8 @@ def compare(
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
         scores = logits(hidden[rows])
-        dense_scores = None if reference.hidden is None else dense_logits(reference.hidden[rows])
+        # Two heads of models on several devices may lie on different ones.
+        dense_scores = None if reference.hidden is None else dense_logits(reference.hidden[rows]).to(scores.device)
         step = POSITIONS_AT_ONCE if scores.device.type == "cpu" else chunk
         for i in range(0, len(scores), step):
             log_q = scores[i : i + step].float().log_softmax(-1)

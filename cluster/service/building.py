@@ -24,6 +24,7 @@ from unicuco.checkpoint.card import PROVENANCE
 from unicuco.errors import UniCuCoError
 from unicuco.evaluations import Candidate, EvaluationLog
 from unicuco.evaluator import EvaluatorConfig
+from unicuco.models.spread import devices_for
 from unicuco.policy import Policy
 from unicuco.prune import Pinned, Pruned, pin
 from unicuco.storage import content_hash, file_digest, write_json
@@ -59,7 +60,8 @@ class CheckpointBuilder:
         policy = Policy.load(self._config.path)
         wanted = policy.parts.provenance.get("preparation", {}).get("digest", "")
         if self._pinned is None or self._pinned.evaluator.preparation.digest != wanted:
-            config = EvaluatorConfig(dtype=self._config.dtype, device=self._config.device, threads=self._config.threads)
+            device = devices_for(self._config.device, self._config.num_gpus)
+            config = EvaluatorConfig(dtype=self._config.dtype, device=device, threads=self._config.threads)
             self._pinned = None  # two base models may not fit
             self._pinned = pin(policy, self._config.model, config)
         return self._pinned

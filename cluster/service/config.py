@@ -37,6 +37,7 @@ class PolicyConfig(_Section):
     threads: int | None = Field(default=None, ge=1)
     """Torch threads of a pruning replica on a CPU."""
     num_gpus: float = Field(default=0, ge=0)
+    """GPUs of a pruning replica: a share of one, or several that the base model is spread over."""
     num_cpus: float = Field(default=1, ge=0)
     replicas: int = Field(default=1, ge=1, le=64)
     """Pruning replicas: base models pinned for this policy."""
@@ -45,6 +46,8 @@ class PolicyConfig(_Section):
     def _gpu_has_a_share(self) -> PolicyConfig:
         if self.device.startswith("cuda") and not self.num_gpus:
             raise ValueError("device 'cuda' needs num_gpus above 0")
+        if self.num_gpus > 1 and not self.num_gpus.is_integer():
+            raise ValueError("num_gpus is a share of one GPU (up to 1) or several whole ones (2, 3, ...)")
         return self
 
 

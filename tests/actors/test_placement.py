@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from actors.placement import PlacementError, PoolConfig, PoolPlan, plan_pool
 
@@ -19,6 +20,8 @@ GPU_NODES = [{"CPU": 0.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
         (PoolConfig(), "cuda", GPU_NODES, None, PoolPlan(8, 1, 1, 1)),
         (PoolConfig(gpus=0.5), "cuda", GPU_NODES, None, PoolPlan(16, 1, 0.5, 1)),
         (PoolConfig(gpus=0.1), "cuda", [{"CPU": 64.0, "GPU": 1.0}], None, PoolPlan(10, 1, 0.1, 1)),
+        (PoolConfig(gpus=2), "cuda", GPU_NODES, None, PoolPlan(4, 1, 2, 1)),
+        (PoolConfig(gpus=3), "cuda", GPU_NODES, None, PoolPlan(2, 1, 3, 1)),
         (PoolConfig(evaluators=3), "cpu", LAPTOP, None, PoolPlan(3, 1, 0, 1)),
         (PoolConfig(evaluators=8), "cuda", [{"CPU": 4.0}], None, PoolPlan(8, 1, 1, 1)),  # it may scale up yet
         (PoolConfig(cpus=0.5), "cpu", LAPTOP, None, PoolPlan(4, 0.5, 0, 1)),
@@ -40,3 +43,13 @@ def test_no_gpu_says_what_to_do() -> None:
         plan_pool(PoolConfig(), "cuda", LAPTOP, None)
     with pytest.raises(PlacementError, match="more than 0 GPUs"):
         plan_pool(PoolConfig(gpus=0), "cuda", GPU_NODES, None)
+
+
+def test_several_gpus_are_whole_ones_of_one_node() -> None:
+    for gpus in (1.5, 2.25, float("inf")):
+        with pytest.raises(ValidationError, match=r"a share of one GPU \(up to 1\) or several whole ones"):
+            PoolConfig(gpus=gpus)
+    with pytest.raises(PlacementError, match=r"No node .* and 5 GPUs; it has 32 CPUs and 8 GPUs"):
+        plan_pool(PoolConfig(gpus=5), "cuda", GPU_NODES, None)
+    with pytest.raises(PlacementError, match="--evaluator-gpus"):
+        plan_pool(PoolConfig(), "cuda:0,cuda:1", GPU_NODES, None)

@@ -79,12 +79,25 @@ def test_every_option_has_its_place() -> None:
             fields = getattr(fields[key].annotation, "model_fields", {})
 
 
+def test_each_evaluator_is_told_its_devices() -> None:
+    from actors.placement import PoolPlan
+    from cluster.training import placed
+    from unicuco.evaluator import EvaluatorConfig
+
+    on_gpus = EvaluatorConfig(device="cuda", dtype="float32")
+    for gpus, device in ((0.5, "cuda"), (1, "cuda"), (2, "cuda:0,cuda:1"), (3.0, "cuda:0,cuda:1,cuda:2")):
+        found = placed(on_gpus, PoolPlan(1, 4, gpus, 4))
+        assert found == on_gpus.model_copy(update={"device": device})
+    assert placed(EvaluatorConfig(), PoolPlan(1, 4, 0, 4)) == EvaluatorConfig(threads=4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["smollm2"], "Say what to train and where"),
         (["smollm2", "--run", "RUN", "--evaluations", "1"], "learner.evaluations: "),
         (["smollm2", "--run", "RUN", "--dtype", "int3"], "evaluator.dtype: "),
+        (["smollm2", "--run", "RUN", "--evaluator-gpus", "1.5"], "pool.gpus: an evaluator gets a share of one GPU"),
         (["smollm2", "--run", "RUN", "--space", "depth"], "choose mixed, width, sublayers or blocks"),
         (["smollm2", "--run", "RUN", "--config", "/nowhere.json"], "cannot be read as JSON"),
         (["/nowhere/model", "--run", "RUN"], "No folder at /nowhere/model"),

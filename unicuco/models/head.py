@@ -20,6 +20,11 @@ class Head:
     def vocab_size(self) -> int:
         return int(self._embedding.weight.shape[0])
 
+    @property
+    def device(self) -> torch.device:
+        """Where logits are computed; hidden states of a model on several devices may come from another."""
+        return self._embedding.weight.device
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """``... x hidden`` -> ``... x vocab_size``."""
         scores = self._embedding(hidden)

@@ -11,6 +11,7 @@ from unicuco.errors import ModelError
 from unicuco.models.geometry import Geometry
 from unicuco.models.sites import read_geometry
 from unicuco.models.source import ModelSource, find_model
+from unicuco.models.spread import parse_devices, place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,8 +41,11 @@ def load_base_model(
 ) -> BaseModel:
     """Loads ``spec`` (see ``find_model``) for inference, with its geometry.
 
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:N``; several with commas between spread the blocks over them.
+
     Raises:
-        ModelError: not found, not a causal language model, or a shape that cannot be pruned.
+        ModelError: not found, not a causal language model, a shape that cannot be pruned, or no room for it.
     """
     source = find_model(spec) if isinstance(spec, str) else spec
     model = load_model(source, dtype, device, trust_remote_code)
@@ -52,20 +56,21 @@ def load_model(source: ModelSource, dtype: str, device: str, trust_remote_code: 
     """The transformers model in ``source``, in eval mode, without gradients.
 
     Raises:
-        ModelError: not a causal language model, or no such device.
+        ModelError: not a causal language model, no such device, or no room on it.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    place = check_device(device)
+    devices = parse_devices(device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.folder, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True
         )
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{source.spec} does not load as a causal language model: {error}") from error
-    torch.nn.Module.to(model, place)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    place(model, devices, source.spec)
+    return model
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
@@ -76,18 +81,3 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
         raise ModelError(f"{source.spec} has no tokenizer that loads: {error}") from error
-
-
-def check_device(device: str) -> torch.device:
-    """``device`` as torch knows it.
-
-    Raises:
-        ModelError: no such device on this machine.
-    """
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"'{device}' is no device; use 'cpu', 'cuda' or 'cuda:N'.") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("No CUDA device here; use --device cpu.")
-    return found

@@ -120,6 +120,7 @@ def test_a_service_of_nothing_or_of_the_wrong_thing_is_refused(tmp_path: Path, t
         ({"policies": policy, "database": "postgresql+nodriver://x"}, "database"),
         ({"policies": policy, "database": "postgresql+pg8000://me:secret@x/y"}, "pip install"),
         ({"policies": {"tiny": {"path": tiny_run, "device": "cuda"}}}, "num_gpus"),
+        ({"policies": {"tiny": {"path": tiny_run, "device": "cuda", "num_gpus": 1.5}}}, "several whole ones"),
         ({"policies": policy, "gateways": [3, 2]}, "gateways"),
     ):
         with pytest.raises(ServiceError, match=said):
