@@ -19,6 +19,7 @@ from rich.console import Console
 
 from actors.runtime import RayConfig, start_or_attach, usable_cpus
 from cluster.service.config import ServiceConfig, ServiceError, refuse_open
+from unicuco.remote import is_uri
 
 APPLICATION = "unicuco"
 FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
@@ -42,18 +43,27 @@ def service_values(
             raise ServiceError(f"{config_file} cannot be read as a JSON object: {error}.") from error
     offered = dict(values.get("policies") or {})
     for text in policies:
-        name, _, path = text.rpartition("=")
-        folder = Path(path).expanduser().absolute()
-        name = name or _name_of(folder)
+        name, path = _split_name(text)
+        if not is_uri(path):
+            path = str(Path(path).expanduser().absolute())
+        name = name or _name_of(path)
         if name in offered:
             raise ServiceError(f"There are two policies '{name}'; name them: one=runs/first other=runs/second.")
-        offered[name] = {"path": str(folder)} | ({"dtype": dtype} if dtype else {})
+        offered[name] = {"path": path} | ({"dtype": dtype} if dtype else {})
     values |= {name: value for name, value in given.items() if value is not None}
     return {**values, "policies": offered}
 
 
-def _name_of(folder: Path) -> str:
-    words = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in folder.name.lower())
+def _split_name(text: str) -> tuple[str, str]:
+    """``[NAME=]FOLDER``; a URI may have a ``=`` of its own."""
+    head, sign, rest = text.partition("://")
+    name, _, path = head.rpartition("=")
+    return name, path + sign + rest
+
+
+def _name_of(path: str) -> str:
+    last = path.rstrip("/").rpartition("/")[2].lower()
+    words = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in last)
     return words.strip("._-")[:64] or "policy"
 
 
