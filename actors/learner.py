@@ -301,7 +301,9 @@ def open_learner(
     prepared = Preparation.open(preparation)
     domains = [domain.name for domain in prepared.config.calibration.domains]
     if uri is not None:
-        from unicuco.remote.learner import RemoteLearner, RemoteLog, Store
+        from unicuco.remote.learner import RemoteLearner
+        from unicuco.remote.log import RemoteLog
+        from unicuco.remote.store import Store
 
         remote = RemoteLog(evaluations, Store(uri))
         return RemoteLearner(

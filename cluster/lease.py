@@ -1,7 +1,7 @@
 """Who writes to a run at a URI: one process at a time, as far as a store without locks allows it.
 
-A writer puts a claim beside the run and renews it every few seconds. Another one watches the claim before it takes over:
-while it is renewed, its writer lives. No clock is compared with another machine's.
+A writer puts a claim beside the run and renews it every few seconds. Another one watches the claim before it takes
+over: while it is renewed, its writer lives. No clock is compared with another machine's.
 
 What that cannot promise: a writer that hangs, or is cut off, for longer than ``DEAD_SECONDS`` and then goes on has
 been replaced; it notices at its next renewal, and can until then still add evaluations. Each of them is whole and

@@ -20,6 +20,7 @@ from rich.console import Console
 from actors.runtime import RayConfig, start_or_attach, usable_cpus
 from cluster.service.config import ServiceConfig, ServiceError, refuse_open
 from unicuco.remote import is_uri
+from unicuco.remote.fetch import policy_folder
 
 APPLICATION = "unicuco"
 FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
@@ -71,11 +72,13 @@ def run_serve(config: ServiceConfig, host: str, port: int, fast: bool, address: 
     """Serves until SIGINT or SIGTERM; prints the address when it answers.
 
     Raises:
-        ServiceError, RayStartError: before anything is served.
+        ServiceError, RayStartError, PolicyError, RemoteError: before anything is served.
     """
     refuse_open(host, config.keys)
     if not (address or os.environ.get("RAY_ADDRESS")):  # elsewhere the port is that of another machine
         refuse_taken(host, port)
+        for policy in config.policies.values():
+            policy_folder(policy.path)
     for name, value in {**(FAST if fast else {}), **QUICK_STOP}.items():
         os.environ.setdefault(name, value)
     need = sum(policy.num_cpus * policy.replicas for policy in config.policies.values())

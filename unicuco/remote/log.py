@@ -31,15 +31,15 @@ def pull_evaluations(store: Store, folder: Path) -> set[str]:
     there = {name for name in store.names(SUBJECT) if _PART.match(name)}
     here = {path.name for path in folder.glob("*.parquet")} if folder.is_dir() else set()
     new = sorted(there - here)
+    whole = here & there
     if new:
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(min(FETCHES, len(new)), thread_name_prefix="fetch") as pool:
-            whole = [name for name, fetched in zip(new, pool.map(lambda n: _fetch(store, n, folder), new)) if fetched]
-    else:
-        whole = []
+            fetched = pool.map(lambda name: _fetch(store, name, folder), new)
+            whole |= {name for name, got_it in zip(new, fetched, strict=True) if got_it}
     for name in here - there:
         (folder / name).unlink(missing_ok=True)
-    return (here & there) | set(whole)
+    return whole
 
 
 def _fetch(store: Store, name: str, folder: Path) -> bool:

@@ -17,6 +17,7 @@ PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds before each further try; networks hiccup, and the clients' own retries do not know all of it."""
 AT_ONCE = 32 << 20
 """Files up to this many bytes are sent in one call, which object stores make visible whole or not at all."""
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "tos"}
 _FINAL = (FileNotFoundError, PermissionError, NotImplementedError, ImportError)
 """What trying again does not change."""
 
@@ -66,11 +67,16 @@ class Store:
         def send() -> None:
             try:
                 self._send(path, source)
-            except FileNotFoundError:  # filesystems with real folders want them made; object stores have none
+            except FileNotFoundError:
+                if self._has_buckets:
+                    raise
                 self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
                 self._send(path, source)
 
-        self._try(f"write {key}", send)
+        try:
+            self._try(f"write {key}", send)
+        except FileNotFoundError as error:
+            raise RemoteError(f"{self.uri}: could not write {key} ({_first_line(error)}).") from error
 
     def remove(self, *keys: str) -> None:
         """Removes files; those that are gone already are no error."""
@@ -89,6 +95,12 @@ class Store:
         else:
             with open(source, "rb") as file, self._fs.open(path, "wb") as target:
                 shutil.copyfileobj(file, target, 8 << 20)
+
+    @property
+    def _has_buckets(self) -> bool:
+        """Whether folders need not be made, and making them could make a bucket out of a misspelt name."""
+        protocol = self._fs.protocol
+        return bool(OBJECT_STORES & set([protocol] if isinstance(protocol, str) else protocol))
 
     @property
     def _is_local(self) -> bool:
