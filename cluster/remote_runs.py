@@ -32,10 +32,12 @@ def open_run(place: str | Path) -> RunFolder:
     """The run at a path or a URI, whether there is one yet or not.
 
     Raises:
-        RemoteError: no filesystem here knows the URI.
+        RemoteError: no filesystem here knows the URI. RunError: it is one that other processes cannot see.
     """
     if not is_uri(place):
         return RunFolder(Path(place).expanduser().absolute())
+    if str(place).startswith("memory:"):
+        raise RunError(f"{place} exists in one process only, and a run has several; choose another URI.")
     store = Store(str(place))
     return RemoteRun(cache_dir() / "runs" / place_name(store.uri), store, Lease(store))
 

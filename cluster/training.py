@@ -63,6 +63,7 @@ class TrainResult:
     """What a run left behind.
 
     Attributes:
+        run: the run folder; of a run at a URI, its working folder here. policy: the policy in it.
         evaluations, failed: candidates measured and given up, earlier sessions included.
         seconds: wall time of this session.
         heldout: what ``heldout.json`` says.

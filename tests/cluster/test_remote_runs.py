@@ -139,6 +139,8 @@ def test_what_is_at_a_uri_is_not_overwritten_and_what_is_not_is_said(
         (tmp_path / "mine/notes.txt").write_text("notes")
         with pytest.raises(RunError, match="holds something else than a run"):
             train(config_of(inputs, (tmp_path / "mine").as_uri()), quiet())
+        with pytest.raises(RunError, match="exists in one process only"):
+            train(config_of(inputs, "memory://run"), quiet())
         empty = (tmp_path / "empty").as_uri()
         for wrong, command in ((RunError, resume), (RunError, watch), (EvaluationLogError, run_folder)):
             with pytest.raises(wrong, match=r"holds no run|is not a training run"):

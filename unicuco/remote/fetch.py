@@ -38,9 +38,10 @@ def policy_folder(place: str | Path) -> Path:
     """
     if not is_uri(place):
         return Path(place)
-    folder = _place(str(place)) / "policy"
+    store = Store(str(place))
+    folder = _place(store) / "policy"
     with _alone(folder):
-        found = get_folder(Store(str(place)), "policy", lambda document: folder / document.digest, "policy.json")
+        found = get_folder(store, "policy", lambda document: folder / document.digest, "policy.json")
         if found is None:
             raise PolicyError(f"No policy at {place}.")
         _forget_others(folder, found)
@@ -55,7 +56,8 @@ def run_folder(place: str | Path) -> Path:
     """
     if not is_uri(place):
         return Path(place)
-    store, folder = Store(str(place)), _place(str(place)) / "run"
+    store = Store(str(place))
+    folder = _place(store) / "run"
     with _alone(folder):
         if not fetch_documents(store, folder):
             raise EvaluationLogError(f"{place} is not a training run: give the URI that 'unicuco train --run' had.")
@@ -73,9 +75,10 @@ def watched_folder(uri: str) -> Path | None:
     Raises:
         RemoteError: the store cannot be read.
     """
-    folder = _place(uri) / "documents"
+    store = Store(uri)
+    folder = _place(store) / "documents"
     with _alone(folder):
-        return folder if fetch_documents(Store(uri), folder) else None
+        return folder if fetch_documents(store, folder) else None
 
 
 @contextmanager
@@ -89,7 +92,8 @@ def writable_log(place: str | Path) -> Iterator[EvaluationLog | None]:
         folder = Path(place) / "evaluations"
         yield EvaluationLog(folder) if folder.is_dir() else None
         return
-    store, folder = Store(str(place)), _place(str(place)) / "log"
+    store = Store(str(place))
+    folder = _place(store) / "log"
     with _alone(folder):
         yield RemoteLog(folder, store) if store.names(SUBJECT) else None
 
@@ -113,8 +117,8 @@ def fetch_documents(store: Store, folder: Path, subjects: tuple[str, ...] = tupl
     return True
 
 
-def _place(uri: str) -> Path:
-    return cache_dir() / "fetched" / place_name(uri)
+def _place(store: Store) -> Path:
+    return cache_dir() / "fetched" / place_name(store.uri)
 
 
 def _alone(folder: Path) -> FileLock:

@@ -34,6 +34,8 @@ class Store:
         self._pauses = pauses
         self._fs, root = _open(self.uri)
         self._root = root.rstrip("/")
+        if self._is_local:  # processes elsewhere have another working directory
+            self.uri = f"file://{self._root}"
 
     def names(self, folder: str) -> dict[str, int]:
         """Names and bytes of the files directly in ``folder``; {} where there is no such folder."""

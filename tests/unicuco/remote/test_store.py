@@ -77,6 +77,13 @@ def test_what_goes_wrong_is_one_sentence(tmp_path: Path) -> None:
         Store("https://127.0.0.1:9/run", pauses=()).put("a", b"")
 
 
+def test_a_relative_folder_means_the_same_to_processes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store("file://runs/first").uri == f"file://{tmp_path}/runs/first"
+
+
 def test_places_are_told_apart() -> None:
     assert is_uri("s3://bucket/run") and not is_uri("runs/first") and not is_uri(Path("/a/b"))
     assert place_name("s3://a/first").startswith("first-")
