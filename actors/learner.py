@@ -291,13 +291,28 @@ def create_learner(
     )
 
 
-def open_learner(preparation: Path, evaluations: Path, config: Any, provenance: dict[str, Any]) -> LearnerLike:
-    """``unicuco.learner.Learner`` on a run's log, with what the preparation knows of the search space."""
+def open_learner(
+    preparation: Path, evaluations: Path, config: Any, provenance: dict[str, Any], uri: str | None = None
+) -> LearnerLike:
+    """``unicuco.learner.Learner`` on a run's log, with what the preparation knows of the search space.
+
+    Args:
+        uri: of a run that does not lie on this machine's disk; ``evaluations`` then mirrors its log.
+    """
     from unicuco.evaluations import EvaluationLog
     from unicuco.learner import Learner
     from unicuco.preparation import Preparation
 
     prepared = Preparation.open(preparation)
     domains = [domain.name for domain in prepared.config.calibration.domains]
+    if uri is not None:
+        from unicuco.remote.learner import RemoteLearner
+        from unicuco.remote.log import RemoteLog
+        from unicuco.remote.store import Store
+
+        remote = RemoteLog(evaluations, Store(uri))
+        return RemoteLearner(
+            prepared.space, prepared.damage, config, remote, provenance, prepared.margin_groups, domains
+        )
     log = EvaluationLog(evaluations)
     return Learner(prepared.space, prepared.damage, config, log, provenance, prepared.margin_groups, domains)

@@ -21,7 +21,8 @@ def run_answer(policy: str, asked: dict[str, object], requests_file: Path | None
     """Answers the request of the options, or every request of a file.
 
     Args:
-        policy: a folder, or the address of a service (``http://HOST:PORT``, with ``#NAME`` where it has several).
+        policy: a folder, the URI of a run, or the address of a service (``http://HOST:PORT``, with ``#NAME`` where it
+            has several).
 
     Raises:
         RequestError: neither or both, or a request that makes no sense. PolicyError: no policy there.
@@ -74,8 +75,9 @@ def _ask_service(address: str, requests: list[Request]) -> tuple[list[Answer], f
 
 def _ask_folder(folder: str, requests: list[Request]) -> tuple[list[Answer], float, str]:
     from unicuco.policy import Policy
+    from unicuco.remote.fetch import policy_folder
 
-    policy = Policy.load(Path(folder))
+    policy = Policy.load(policy_folder(folder))
     began = time.perf_counter()
     answers = policy.answer(requests)
     seconds = time.perf_counter() - began

@@ -27,7 +27,9 @@ app = typer.Typer(
 add_train_command(app)
 add_tune_command(app)
 
-PolicyFolder = Annotated[str, typer.Argument(help="A policy or run folder, or a service: http://HOST:PORT[#POLICY].")]
+PolicyFolder = Annotated[
+    str, typer.Argument(help="A policy or run folder, a run's URI, or a service: http://HOST:PORT[#POLICY].")
+]
 Kept = Annotated[float | None, typer.Option(help="Largest share of the blocks' parameters, 0 to 1.")]
 Ratio = Annotated[float | None, typer.Option(help="Largest share of all parameters, 0 to 1.")]
 Params = Annotated[int | None, typer.Option(help="Largest number of parameters.")]
@@ -124,22 +126,23 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Annotated[str, typer.Argument(help="The run folder, or the run's URI.")],
     output: Annotated[Path | None, typer.Option(help="Folder for the pictures and the page; RUN/report.")] = None,
 ) -> None:
     """Draws a run: the front, strategies per block, predicted against measured, progress; one HTML page.
 
     Example: unicuco report runs/first
     """
+    from unicuco.remote.fetch import run_folder
     from unicuco.report import write_report
 
-    page = write_report(run, output)
+    page = write_report(run_folder(run), output)
     typer.echo(f"Report: {page}")
 
 
 @app.command()
 def watch(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Annotated[str, typer.Argument(help="The run folder, or the run's URI.")],
     once: Annotated[bool, typer.Option(help="Say how it is now and stop.")] = False,
 ) -> None:
     """Shows a run that is going on in another terminal or as a job, until it has ended.
@@ -156,7 +159,9 @@ def watch(
 
 @app.command()
 def serve(
-    policies: Annotated[list[str] | None, typer.Argument(help="Run or policy folders, as [NAME=]FOLDER.")] = None,
+    policies: Annotated[
+        list[str] | None, typer.Argument(help="Run or policy folders, or URIs of runs, as [NAME=]FOLDER.")
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond this machine only with --keys.")
     ] = "127.0.0.1",

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.runtime import RayConfig
+from cluster.remote_runs import open_run
 from cluster.runs import RunFolder
 from cluster.training import TrainConfig, train
 from cluster.tuned import TuneResult
@@ -21,7 +22,7 @@ from unicuco.storage import write_json
 from unicuco.tuning.sweep import apply
 
 
-def check_confirmable(run: Path, about: dict[str, Any] | None, new: Path) -> None:
+def check_confirmable(run: Path, about: dict[str, Any] | None, new: str | Path) -> None:
     """Refuses before any trial what could not be confirmed after them.
 
     Raises:
@@ -32,11 +33,11 @@ def check_confirmable(run: Path, about: dict[str, Any] | None, new: Path) -> Non
         raise TuningError(f"{run} is a log without a run: there is nothing to confirm against.")
     if not RunFolder(run).heldout.is_file():
         raise TuningError(f"The run in {run} has not ended (no heldout.json): there is nothing to confirm against yet.")
-    RunFolder(Path(new).expanduser().absolute()).refuse_existing()
+    open_run(new).refuse_existing()
 
 
 def confirm(
-    result: TuneResult, run: Path, about: dict[str, Any], new: Path, ray: RayConfig, console: Console
+    result: TuneResult, run: Path, about: dict[str, Any], new: str | Path, ray: RayConfig, console: Console
 ) -> list[dict[str, float]]:
     """Trains with the winning settings, on the same base model, preparation, budget and seed, and compares.
 
@@ -47,7 +48,7 @@ def confirm(
         UniCuCoError: as ``cluster.training.train``.
     """
     try:
-        config = TrainConfig.model_validate({**about["config"], "run": Path(new), "ray": ray})
+        config = TrainConfig.model_validate({**about["config"], "run": new, "ray": ray})
     except ValidationError as error:
         raise TuningError(f"{run} was started with a configuration that is not known here: {error}") from error
     config = config.model_copy(update={"learner": apply(config.learner, result.winner)})

@@ -49,6 +49,7 @@ def run_prune(
 
     from unicuco.evaluator import EvaluatorConfig
     from unicuco.prune import prune
+    from unicuco.remote.nodes import pruning_folder
 
     transformers_logging.disable_progress_bar()
     try:
@@ -59,7 +60,16 @@ def run_prune(
     command = shlex.join(["unicuco", *sys.argv[1:]])
     with stages(console) as report:
         done = prune(
-            Path(policy), request, output, cast(Layout, layout), model, config, measure, replace, command, report
+            pruning_folder(policy),
+            request,
+            output,
+            cast(Layout, layout),
+            model,
+            config,
+            measure,
+            replace,
+            command,
+            report,
         )
     answer, size = done.answer, done.checkpoint.size
     lines = [

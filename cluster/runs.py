@@ -1,7 +1,7 @@
 """The run folder: everything about one training run, written so that the run can be resumed and explained.
 
 ``run.json`` is written once, before the first evaluation, and never changes. One process at a time works in a
-run folder.
+run folder. A run at a URI is a ``RemoteRun`` (cluster/remote_runs.py).
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unicuco.errors import UniCuCoError
 from unicuco.storage import clear_disk_errors, write_json
+
+if TYPE_CHECKING:
+    from unicuco.evaluations import EvaluationLog
+    from unicuco.preparation import Preparation
 
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "ray", "botorch", "gpytorch", "numpy", "pyarrow", "safetensors", "datasets")
@@ -33,9 +37,19 @@ class RunError(UniCuCoError):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run."""
+    """Paths of one run, and what is done to it."""
 
     path: Path
+
+    @property
+    def where(self) -> str:
+        """As its user names it."""
+        return str(self.path)
+
+    @property
+    def uri(self) -> str | None:
+        """Where machines that do not see the folder find the run, if anywhere."""
+        return None
 
     @property
     def about(self) -> Path:
@@ -78,14 +92,28 @@ class RunFolder:
             RunError: there is none, it is not JSON, or another version wrote it.
         """
         try:
-            about = json.loads(self.about.read_text(encoding="utf-8"))
+            data = self.about.read_bytes()
         except FileNotFoundError as error:
             raise RunError(f"{self.path} holds no run (no run.json).") from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise RunError(f"{self.about} cannot be read: {error}") from error
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise RunError(f"{self.about} was written by another version of UniCuCo; start a new run.")
-        return about
+        return check_about(data, str(self.about))
+
+    def save(self, file: Path, value: Any) -> None:
+        """Writes one of the run's JSON files where it counts."""
+        write_json(file, value)
+
+    def log(self) -> EvaluationLog:
+        """The log of evaluations, to write to."""
+        from unicuco.evaluations import EvaluationLog
+
+        return EvaluationLog(self.evaluations)
+
+    def progress_log(self) -> ProgressLog:
+        return ProgressLog(self.progress)
+
+    def share(self, preparation: Preparation) -> None:
+        """Lets machines that do not see this one's disk have the preparation; here they see it, or cannot be helped."""
 
     def provenance(self) -> dict[str, Any]:
         """What the run's policy says of its origin."""
@@ -96,8 +124,11 @@ class RunFolder:
         return {**facts, "calibration": about["config"]["preparation"]["calibration"]}
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, tell: Callable[[str], None] = lambda text: None) -> Iterator[None]:
         """Holds the folder for this process; a killed process lets go of it by itself.
+
+        Args:
+            tell: is told of what takes long.
 
         Raises:
             RunError: another process is training in it.
@@ -110,7 +141,7 @@ class RunFolder:
         try:
             lock.acquire()
         except Timeout as error:
-            raise RunError(f"Another process is training in {self.path}; wait for it, or stop it first.") from error
+            raise RunError(f"Another process is training in {self.where}; wait for it, or stop it first.") from error
         try:
             self._sweep()
             yield
@@ -214,4 +245,19 @@ class ProgressLog:
 
 def write_about(folder: RunFolder, about: dict[str, Any]) -> None:
     """Writes ``run.json``, once."""
-    write_json(folder.about, about)
+    folder.save(folder.about, about)
+
+
+def check_about(data: bytes, where: str) -> dict[str, Any]:
+    """What ``run.json`` says.
+
+    Raises:
+        RunError: it is not JSON, or another version wrote it.
+    """
+    try:
+        about = json.loads(data)
+    except ValueError as error:
+        raise RunError(f"{where} cannot be read: {error}") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise RunError(f"{where} was written by another version of UniCuCo; start a new run.")
+    return about

@@ -19,6 +19,8 @@ from rich.console import Console
 
 from actors.runtime import RayConfig, start_or_attach, usable_cpus
 from cluster.service.config import ServiceConfig, ServiceError, refuse_open
+from unicuco.remote import is_uri
+from unicuco.remote.fetch import policy_folder
 
 APPLICATION = "unicuco"
 FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
@@ -42,18 +44,27 @@ def service_values(
             raise ServiceError(f"{config_file} cannot be read as a JSON object: {error}.") from error
     offered = dict(values.get("policies") or {})
     for text in policies:
-        name, _, path = text.rpartition("=")
-        folder = Path(path).expanduser().absolute()
-        name = name or _name_of(folder)
+        name, path = _split_name(text)
+        if not is_uri(path):
+            path = str(Path(path).expanduser().absolute())
+        name = name or _name_of(path)
         if name in offered:
             raise ServiceError(f"There are two policies '{name}'; name them: one=runs/first other=runs/second.")
-        offered[name] = {"path": str(folder)} | ({"dtype": dtype} if dtype else {})
+        offered[name] = {"path": path} | ({"dtype": dtype} if dtype else {})
     values |= {name: value for name, value in given.items() if value is not None}
     return {**values, "policies": offered}
 
 
-def _name_of(folder: Path) -> str:
-    words = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in folder.name.lower())
+def _split_name(text: str) -> tuple[str, str]:
+    """``[NAME=]FOLDER``; a URI may have a ``=`` of its own."""
+    head, sign, rest = text.partition("://")
+    name, _, path = head.rpartition("=")
+    return name, path + sign + rest
+
+
+def _name_of(path: str) -> str:
+    last = path.rstrip("/").rpartition("/")[2].lower()
+    words = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in last)
     return words.strip("._-")[:64] or "policy"
 
 
@@ -61,11 +72,13 @@ def run_serve(config: ServiceConfig, host: str, port: int, fast: bool, address: 
     """Serves until SIGINT or SIGTERM; prints the address when it answers.
 
     Raises:
-        ServiceError, RayStartError: before anything is served.
+        ServiceError, RayStartError, PolicyError, RemoteError: before anything is served.
     """
     refuse_open(host, config.keys)
     if not (address or os.environ.get("RAY_ADDRESS")):  # elsewhere the port is that of another machine
         refuse_taken(host, port)
+        for policy in config.policies.values():
+            policy_folder(policy.path)
     for name, value in {**(FAST if fast else {}), **QUICK_STOP}.items():
         os.environ.setdefault(name, value)
     need = sum(policy.num_cpus * policy.replicas for policy in config.policies.values())

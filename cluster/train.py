@@ -31,6 +31,8 @@ Examples:
     unicuco train ./my-model --run runs/mine --calibration prose=wiki.txt --calibration code=code.jsonl
 
     unicuco train --resume runs/first
+
+    unicuco train smollm2 --run s3://bucket/runs/first
 """
 
 _RESUMABLE = {"model", "resume", "evaluators", "evaluator_cpus", "evaluator_gpus", "address"}
@@ -45,10 +47,16 @@ def train_command(
     context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(help="Base model: hub id, local folder, GGUF file, or 'smollm2'.", show_default=False),
+        typer.Argument(
+            help="Base model: hub id, local folder, GGUF file, a URI of either, or 'smollm2'.", show_default=False
+        ),
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Folder for the new run.", show_default=False)] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.", show_default=False)] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Folder or URI (s3://...) for the new run.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with the run in this folder or at this URI.", show_default=False)
+    ] = None,
     evaluations: Annotated[int | None, typer.Option(help="How many pruned models to measure.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search.")] = None,
     calibration: Annotated[
@@ -169,7 +177,7 @@ def _train(given: dict[str, Any], console: Any) -> None:
     train(_validated(build), console)
 
 
-def _resume(run: Path, model: str | None, given: dict[str, Any], console: Any) -> None:
+def _resume(run: str, model: str | None, given: dict[str, Any], console: Any) -> None:
     foreign = sorted(given.keys() - _RESUMABLE)
     if foreign:
         raise OptionError(

@@ -17,7 +17,8 @@ from actors.factory import Factory
 from actors.placement import PoolConfig, PoolPlan, plan_pool
 from actors.runtime import RayConfig, start_or_attach, usable_cpus
 from cluster.progress import RunDisplay, heldout_table, stages
-from cluster.runs import ProgressLog, RunError, RunFolder, describe_run, versions, write_about
+from cluster.remote_runs import open_run
+from cluster.runs import RunError, RunFolder, describe_run, versions, write_about
 from unicuco.calibration import draw_windows
 from unicuco.evaluations import EvaluationLog
 from unicuco.evaluator import EvaluatorConfig
@@ -27,8 +28,8 @@ from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.models.source import ModelSource, find_model
 from unicuco.models.spread import devices_for
 from unicuco.preparation import Preparation, PreparationConfig, prepare
+from unicuco.remote.nodes import find_preparation
 from unicuco.space import SearchSpace
-from unicuco.storage import write_json
 
 
 class TrainConfig(BaseModel):
@@ -38,8 +39,8 @@ class TrainConfig(BaseModel):
 
     model: str
     """Hub id, local folder, GGUF file, or ``smollm2``."""
-    run: Path
-    """The run folder; must not exist yet."""
+    run: str | Path
+    """The run folder, or a URI (``s3://bucket/runs/first``); must not exist yet."""
     preparation: PreparationConfig = PreparationConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
@@ -58,6 +59,7 @@ class TrainResult:
     """What a run left behind.
 
     Attributes:
+        run: the run folder; of a run at a URI, its working folder here. policy: the policy in it.
         evaluations, failed: candidates measured and given up, earlier sessions included.
         seconds: wall time of this session.
         heldout: what ``heldout.json`` says.
@@ -81,11 +83,11 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         UniCuCoError: a wrong model, text, folder or cluster, before any work; a full disk or dying evaluators later.
     """
     console = console or Console()
-    folder = RunFolder(config.run.expanduser().absolute())
+    folder = open_run(config.run)
     folder.refuse_existing()
     source = find_model(config.model)
-    config = config.model_copy(update={"model": _portable(config.model), "run": folder.path})
-    with folder.locked(), start_or_attach(config.ray):
+    config = config.model_copy(update={"model": _portable(config.model), "run": folder.where})
+    with folder.locked(console.print), start_or_attach(config.ray):
         plan_for(config)
         prepared = _prepare(config, source, console)
         facts = {
@@ -104,7 +106,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
 
 
 def resume(
-    run: Path,
+    run: str | Path,
     model: str | None = None,
     pool: PoolConfig | None = None,
     ray: RayConfig | None = None,
@@ -120,13 +122,13 @@ def resume(
         RunError: no run there, another process is at it, or another base model or preparation than it was started with.
     """
     console = console or Console()
-    folder = RunFolder(Path(run).expanduser().absolute())
+    folder = open_run(run)
     about = folder.read()
     try:
-        config = TrainConfig.model_validate({**about["config"], "run": folder.path})
+        config = TrainConfig.model_validate({**about["config"], "run": folder.where})
         model_digest, preparation = about["model"]["digest"], about["preparation"]
     except (KeyError, TypeError, ValidationError) as error:
-        raise RunError(f"{folder.about} does not describe a run that can be resumed: {error}") from error
+        raise RunError(f"{folder.where} does not describe a run that can be resumed: {error}") from error
     moved = {
         "model": _portable(model) if model else config.model,
         "pool": config.pool.model_copy(update=pool.model_dump(exclude_unset=True)) if pool else config.pool,
@@ -136,14 +138,14 @@ def resume(
     source = find_model(config.model)
     if source.digest != model_digest:
         raise RunError(
-            f"{folder.path} was started with another base model (content {model_digest[:12]}) than {source.spec} "
+            f"{folder.where} was started with another base model (content {model_digest[:12]}) than {source.spec} "
             f"(content {source.digest[:12]})."
         )
     changed = [name for name, version in versions().items() if about["versions"].get(name) != version]
     if changed:
         console.print(f"Note: started with other versions of {', '.join(changed)}.", highlight=False)
-    with folder.locked(), start_or_attach(config.ray):
-        prepared = _reopen(preparation, config, source, console)
+    with folder.locked(console.print), start_or_attach(config.ray):
+        prepared = _reopen(preparation, folder.uri, config, source, console)
         return _run(config, folder, prepared, console)
 
 
@@ -171,11 +173,14 @@ def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console:
 
     began = time.monotonic()
     plan = plan_for(config)
+    folder.share(prepared)
     evaluator = Factory(
-        "unicuco.evaluator:Evaluator",
+        "unicuco.remote.nodes:open_evaluator",
         {
             "model_spec": config.model,
             "preparation_folder": prepared.folder,
+            "digest": prepared.digest,
+            "uri": folder.uri,
             "config": placed(config.evaluator, plan),
         },
     )
@@ -186,32 +191,33 @@ def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console:
             "evaluations": folder.evaluations,
             "config": config.learner,
             "provenance": folder.provenance(),
+            "uri": folder.uri,
         },
     )
     console.print(
         f"{config.model}: {config.learner.evaluations} evaluations of {config.tokens} tokens, "
-        f"{plan.evaluators} evaluator(s) on {config.evaluator.device}, {config.evaluator.dtype}; run {folder.path}",
+        f"{plan.evaluators} evaluator(s) on {config.evaluator.device}, {config.evaluator.dtype}; run {folder.where}",
         highlight=False,
         soft_wrap=True,
     )
     setup = PoolSetup(evaluator, plan, config.pool.in_flight, config.pool.attempts)
     actor = create_learner(learner, setup, folder.policy, threads=max(1, min(4, usable_cpus() // 4)))
     try:
-        with RunDisplay(console, config.learner.evaluations, ProgressLog(folder.progress)) as display:
+        with RunDisplay(console, config.learner.evaluations, folder.progress_log()) as display:
             status = follow(actor, display)
     except (KeyboardInterrupt, SystemExit):
         stop(actor)
         done = len(EvaluationLog(folder.evaluations))
         console.print(
             f"Stopped after {done} of {config.learner.evaluations} evaluations; all are on disk. "
-            f"Go on with: unicuco train --resume {folder.path}",
+            f"Go on with: unicuco train --resume {folder.where}",
             highlight=False,
             soft_wrap=True,
         )
         raise
     finally:
         ray.kill(actor)  # and with it its evaluators
-    EvaluationLog(folder.evaluations).compact()
+    folder.log().compact()
     heldout = _measure_heldout(config, folder, prepared, console)
     if heldout:
         console.print(heldout_table(heldout))
@@ -225,7 +231,7 @@ def _measure_heldout(
     evaluator = config.evaluator.model_copy(update={"device": _driver_device(config)})
     with stages(console) as report:
         rows = measure_heldout(folder.policy, config.model, prepared.folder, evaluator, report)
-    write_json(folder.heldout, rows)
+    folder.save(folder.heldout, rows)
     return rows
 
 
@@ -247,12 +253,12 @@ def _prepare(config: TrainConfig, source: ModelSource, console: Console) -> Prep
     return prepared
 
 
-def _reopen(recorded: dict[str, str], config: TrainConfig, source: ModelSource, console: Console) -> Preparation:
-    """The preparation that the run began with; built again where the cache lost it."""
-    folder = Path(recorded["folder"])
-    if (folder / "preparation.json").is_file():
-        prepared = Preparation.open(folder)
-    else:
+def _reopen(
+    recorded: dict[str, str], uri: str | None, config: TrainConfig, source: ModelSource, console: Console
+) -> Preparation:
+    """The preparation that the run began with; built again where cache and run have lost it."""
+    prepared = find_preparation(Path(recorded["folder"]), recorded["digest"], uri)
+    if prepared is None:
         prepared = _prepare(config, source, console)
     if prepared.digest != recorded["digest"]:
         raise RunError(

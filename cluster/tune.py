@@ -31,7 +31,7 @@ Examples:
 
 
 def tune_command(
-    run: Annotated[Path, typer.Argument(help="A run folder, of a run that ended or still goes on.")],
+    run: Annotated[str, typer.Argument(help="A run folder or URI, of a run that ended or still goes on.")],
     vary: Annotated[
         list[str] | None,
         typer.Option(help="Vary this alone: NAME=VALUE,VALUE or NAME=LOW..HIGH; repeatable.", show_default=False),
@@ -42,17 +42,27 @@ def tune_command(
     seed: Annotated[int | None, typer.Option(help="Of the settings that are drawn, and of trials.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results; RUN/tune.", show_default=False)] = None,
     confirm: Annotated[
-        Path | None, typer.Option(help="New folder: make a real run there if other settings win.", show_default=False)
+        str | None,
+        typer.Option(help="New folder or URI: make a real run there if other settings win.", show_default=False),
     ] = None,
     address: Annotated[str | None, typer.Option(help="HOST:PORT of a running Ray cluster, or 'auto'.")] = None,
 ) -> None:
     from actors.runtime import RayConfig
     from cluster.tuning import TuneConfig, tune
+    from unicuco.errors import TuningError
+    from unicuco.remote import is_uri
+    from unicuco.remote.fetch import run_folder
     from unicuco.tuning.sweep import read_sweep
 
+    if is_uri(run) and output is None:
+        raise TuningError(f"{run} is not on this machine: say where the results go with --output.")
     chosen = read_sweep(sweep, vary or (), settings=settings, seeds=seeds, seed=seed)
     with stop_codes():
-        tune(TuneConfig(run=run, sweep=chosen, output=output, confirm=confirm, ray=RayConfig(address=address)))
+        tune(
+            TuneConfig(
+                run=run_folder(run), sweep=chosen, output=output, confirm=confirm, ray=RayConfig(address=address)
+            )
+        )
 
 
 tune_command.__doc__ = EXAMPLES

@@ -45,8 +45,8 @@ class TuneConfig(BaseModel):
     sweep: Sweep = Sweep()
     output: Path | None = None
     """Folder for the results; ``RUN/tune`` if not given."""
-    confirm: Path | None = None
-    """Folder for a real run with the winning settings; none is made if not given, or if the default stays."""
+    confirm: str | Path | None = None
+    """Folder or URI for a real run with the winning settings; none is made if not given, or if the default stays."""
     ray: RayConfig = RayConfig()
 
 

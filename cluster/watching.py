@@ -1,4 +1,4 @@
-"""``unicuco watch``: a run seen from another terminal, or another machine that sees its folder.
+"""``unicuco watch``: a run seen from another terminal, or another machine that sees its folder or its URI.
 
 It reads ``progress.jsonl`` and touches nothing, so that any number of people may watch, whether or not the run lives.
 """
@@ -18,14 +18,16 @@ from rich.table import Table
 
 from cluster.progress import LINE_EVERY, duration_text, front_text, heldout_table
 from cluster.runs import RunError, RunFolder
+from unicuco.remote import is_uri
 
 LOOK_SECONDS = 1.0
+LOOK_SECONDS_AT_URI = 8.0
 SILENT_SECONDS = 120.0
 """A run writes every few seconds while anything comes back; a training of a large run takes longer."""
 
 
 def watch(
-    run: Path,
+    run: str | Path,
     console: Console | None = None,
     once: bool = False,
     clock: Callable[[], float] = time.time,
@@ -37,9 +39,10 @@ def watch(
         RunError: there is no run.
     """
     console = console or Console()
-    folder = RunFolder(Path(run).expanduser().absolute())
+    look = opener(run)
+    folder = look()
     about = folder.read()
-    title = f"{about.get('model', {}).get('spec', '?')}, run {folder.path}"
+    title = f"{about.get('model', {}).get('spec', '?')}, run {run if is_uri(run) else folder.path}"
     live = Live(console=console, auto_refresh=False) if console.is_terminal and not once else None
     said_at = float("-inf")
     if live:
@@ -54,12 +57,33 @@ def watch(
                 console.print(line(record, clock()), highlight=False, soft_wrap=True)
             if once or ended:
                 break
-            sleep(LOOK_SECONDS)
+            sleep(LOOK_SECONDS_AT_URI if is_uri(run) else LOOK_SECONDS)
+            look()
     finally:
         if live:
             live.stop()
     if ended:
         console.print(heldout_table(read_heldout(folder)))
+
+
+def opener(run: str | Path) -> Callable[[], RunFolder]:
+    """What returns the run's folder on this machine; a run at a URI is then as it is there now.
+
+    Raises (the callable):
+        RunError: there is no run. RemoteError: the store cannot be read.
+    """
+    if not is_uri(run):
+        folder = RunFolder(Path(run).expanduser().absolute())
+        return lambda: folder
+    from unicuco.remote.fetch import watched_folder
+
+    def fetch() -> RunFolder:
+        found = watched_folder(str(run))
+        if found is None:
+            raise RunError(f"{run} holds no run (no run.json).")
+        return RunFolder(found)
+
+    return fetch
 
 
 def last_record(path: Path) -> dict[str, Any] | None:

@@ -55,3 +55,7 @@ class CheckpointError(UniCuCoError):
 
 class DiskFullError(UniCuCoError):
     """The disk filled up; what was being written has been removed."""
+
+
+class RemoteError(UniCuCoError):
+    """What lies at a URI cannot be reached, read or written."""

@@ -178,9 +178,13 @@ class EvaluationLog:
         """
         new = unseen(evaluations, self._seen)
         if new:
-            write_evaluations(self.folder / f"part-{min(new)}.parquet", new.values())
+            self._write(f"part-{min(new)}", list(new.values()))
             self._seen |= new.keys()
         return len(new)
+
+    def _write(self, name: str, evaluations: list[Evaluation]) -> None:
+        """Puts a part where it counts."""
+        write_evaluations(self.folder / f"{name}.parquet", evaluations)
 
     def read(self) -> list[Evaluation]:
         """Every evaluation on disk, once each, in the order in which they finished."""

@@ -22,11 +22,13 @@ from cluster.service.table import Build
 from unicuco.checkpoint import Layout
 from unicuco.checkpoint.card import PROVENANCE
 from unicuco.errors import UniCuCoError
-from unicuco.evaluations import Candidate, EvaluationLog
+from unicuco.evaluations import Candidate
 from unicuco.evaluator import EvaluatorConfig
 from unicuco.models.spread import devices_for
 from unicuco.policy import Policy
 from unicuco.prune import Pinned, Pruned, pin
+from unicuco.remote.fetch import writable_log
+from unicuco.remote.nodes import pruning_folder
 from unicuco.storage import content_hash, file_digest, write_json
 from unicuco.wire import CheckpointFile, CheckpointResult
 
@@ -57,7 +59,7 @@ class CheckpointBuilder:
         Raises:
             UniCuCoError: what is wrong with the policy, the model or the preparation.
         """
-        policy = Policy.load(self._config.path)
+        policy = Policy.load(pruning_folder(self._config.path))
         wanted = policy.parts.provenance.get("preparation", {}).get("digest", "")
         if self._pinned is None or self._pinned.evaluator.preparation.digest != wanted:
             device = devices_for(self._config.device, self._config.num_gpus)
@@ -88,12 +90,11 @@ class CheckpointBuilder:
 
     def _give_back(self, pinned: Pinned, order: Build) -> None:
         """What was built is measured as training measures, and goes to the run's log, once."""
-        log = Path(self._config.path) / "evaluations"
         candidate = Candidate(f"checkpoint-{order.build}", tuple(order.answer.levels), "checkpoint")
-        if not log.is_dir():
-            return
         try:
-            EvaluationLog(log).append(pinned.evaluator.evaluate(candidate))
+            with writable_log(self._config.path) as log:
+                if log is not None:
+                    log.append(pinned.evaluator.evaluate(candidate))
         except UniCuCoError as error:  # the checkpoint is good all the same
             LOG.warning("the measurement of build %s was not logged: %s", order.build, error)
 

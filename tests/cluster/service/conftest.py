@@ -34,7 +34,7 @@ def config(tiny_run: Path, tmp_path: Path) -> ServiceConfig:
     return config_of(tiny_run, tmp_path)
 
 
-def config_of(run: Path, folder: Path, **changes: Any) -> ServiceConfig:
+def config_of(run: Path | str, folder: Path, **changes: Any) -> ServiceConfig:
     return make_config(
         {
             "policies": {"tiny": {"path": run, "dtype": "float32"}},
