@@ -116,50 +116,51 @@ class GatedFfn:
         self.weights, self._x, self._y, self._act = list(weights), inputs, targets, act
         self._of = penalties or Penalties()
         up, gate, _ = weights
-        self._z, self._s = inputs @ up.T, inputs @ gate.T
+        self._up, self._gate = self._z, self._s = inputs @ up.T, inputs @ gate.T  # of the weights; the auxiliaries
         self._p = act(self._s) * self._z
         self._factor, self._silent = inverse_factor(inputs.T @ inputs)
+        self._down_factor, self._down_silent = inverse_factor(self._p.T @ self._p)
 
     def solve(self) -> None:
         up, gate, down = self.weights
-        self.weights = [
-            _fitted(up, self._x, self._z, self._factor),
-            _fitted(gate, self._x, self._s, self._factor),
-            _fitted(down, self._p, self._y, inverse_factor(self._p.T @ self._p)[0]),
-        ]
+        up = up + _correction(self._z - self._up, self._x, self._factor)
+        gate = gate + _correction(self._s - self._gate, self._x, self._factor)
+        self._set(up, gate, down + _correction(self._y - self._p @ down.T, self._p, self._down_factor))
 
     def prune(self, sparsity: float, pattern: Pattern | None) -> None:
         up, gate = sparsegpt(self.weights[:2], self._factor, self._silent, sparsity, pattern)
-        (down,) = sparsegpt(self.weights[2:], *inverse_factor(self._p.T @ self._p), sparsity, pattern)
+        (down,) = sparsegpt(self.weights[2:], self._down_factor, self._down_silent, sparsity, pattern)
+        self._set(up, gate, down)
+
+    def _set(self, up: Tensor, gate: Tensor, down: Tensor) -> None:
         self.weights = [up, gate, down]
+        self._up, self._gate = self._x @ up.T, self._x @ gate.T
 
     def updates(self) -> list[tuple[str, Callable[[], None]]]:
         return [("p", self._update_p), ("z", self._update_z), ("s", self._update_s)]
 
     def objective(self) -> float:
-        up, gate, down = self.weights
         of = self._of
         return float(
-            of.alpha * (self._z - self._x @ up.T).square().sum()
-            + of.alpha * (self._s - self._x @ gate.T).square().sum()
+            of.alpha * (self._z - self._up).square().sum()
+            + of.alpha * (self._s - self._gate).square().sum()
             + of.gamma * (self._p - self._act(self._s) * self._z).square().sum()
-            + of.beta * (self._y - self._p @ down.T).square().sum()
+            + of.beta * (self._y - self._p @ self.weights[2].T).square().sum()
         )
 
     def outputs(self) -> Tensor:
-        up, gate, down = self.weights
-        return (self._act(self._x @ gate.T) * (self._x @ up.T)) @ down.T
+        return (self._act(self._gate) * self._up) @ self.weights[2].T
 
     def _update_p(self) -> None:
         self._p = _hidden(self.weights[2], self._y, self._act(self._s) * self._z, self._of)
+        self._down_factor, self._down_silent = inverse_factor(self._p.T @ self._p)
 
     def _update_z(self) -> None:
-        of, open_by = self._of, self._act(self._s)
-        wanted = self._x @ self.weights[0].T
-        self._z = (of.alpha * wanted + of.gamma * open_by * self._p) / (of.alpha + of.gamma * open_by.square())
+        of, opened = self._of, self._act(self._s)
+        self._z = (of.alpha * self._up + of.gamma * opened * self._p) / (of.alpha + of.gamma * opened.square())
 
     def _update_s(self) -> None:
-        self._s = newton_gate(self._s, self._x @ self.weights[1].T, self._z, self._p, self._act, self._of)
+        self._s = newton_gate(self._s, self._gate, self._z, self._p, self._act, self._of)
 
 
 class ReluFfn:
@@ -182,8 +183,8 @@ class ReluFfn:
     def solve(self) -> None:
         first, second = self.weights
         self.weights = [
-            _fitted(first, self._x, self._z - self._bias[0], self._factor),
-            _fitted(second, self._p, self._y, inverse_factor(self._p.T @ self._p)[0]),
+            first + _correction(self._z - self._first(), self._x, self._factor),
+            second + _correction(self._y - self._p @ second.T, self._p, inverse_factor(self._p.T @ self._p)[0]),
         ]
 
     def prune(self, sparsity: float, pattern: Pattern | None) -> None:
@@ -255,7 +256,6 @@ def _hidden(down: Tensor, y: Tensor, activated: Tensor, of: Penalties) -> Tensor
     return torch.cholesky_solve(right.T, torch.linalg.cholesky(system)).T
 
 
-def _fitted(weight: Tensor, inputs: Tensor, outputs: Tensor, factor: Tensor) -> Tensor:
-    """The W near ``weight`` for which inputs Wᵀ ≈ outputs; ``factor`` is that of the inputs' Gram matrix."""
-    missing = (outputs - inputs @ weight.T).T @ inputs
-    return weight + ((missing.to(factor.dtype) @ factor.T) @ factor).to(weight.dtype)
+def _correction(missing: Tensor, inputs: Tensor, factor: Tensor) -> Tensor:
+    """What to add to a matrix so that its outputs come nearest to ``missing`` more (``n x rows``), with the ridge."""
+    return (((missing.T @ inputs).to(factor.dtype) @ factor.T) @ factor).to(missing.dtype)
