@@ -45,17 +45,21 @@ class Pattern:
 
 def lowest(scores: Tensor, count: int) -> Tensor:
     """Where the ``count`` lowest of all ``rows x columns`` scores are."""
-    # Columns first, so that a stable sort breaks ties by column.
-    order = scores.T.reshape(-1).argsort(stable=True)
-    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    mask[order[:count]] = True
-    return mask.view(scores.shape[1], scores.shape[0]).T
+    # Columns first: ties are broken in this order.
+    return lowest_of_rows(scores.T.reshape(1, -1), count).view(scores.shape[1], scores.shape[0]).T
 
 
 def lowest_of_rows(scores: Tensor, count: int) -> Tensor:
-    """Where the ``count`` lowest of each row of ``rows x columns`` scores are."""
-    order = scores.argsort(dim=1, stable=True)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], True)
+    """Where the ``count`` lowest of each row of ``rows x columns`` scores are.
+
+    By selection, not by sorting: all below the last one that goes, and of those equal to it as many as are missing.
+    """
+    if count <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    last = scores.kthvalue(count, dim=1, keepdim=True).values
+    below, equal = scores < last, scores == last
+    missing = count - below.sum(dim=1, keepdim=True)
+    return below | (equal & (equal.cumsum(dim=1) <= missing))
 
 
 def lowest_of_groups(scores: Tensor, pattern: Pattern) -> Tensor:
