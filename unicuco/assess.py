@@ -71,7 +71,7 @@ def assess(
     reference: tuple[torch.Tensor, Head] | None = None
     for source in sources:
         loaded = load_model(source, dtype, device, trust_remote_code)
-        hidden, seconds = _hidden(loaded, windows)
+        hidden, seconds = hidden_states(loaded, windows)
         head = Head(loaded)
         dense, dense_head = reference or (hidden, head)
         if dense_head.vocab_size != head.vocab_size:
@@ -114,7 +114,7 @@ def _windows(tokenizer: Any, text: str, tokens: int, window_length: int, seed: i
 
 
 @torch.inference_mode()
-def _hidden(model: Any, windows: Windows) -> tuple[torch.Tensor, float]:
+def hidden_states(model: Any, windows: Windows) -> tuple[torch.Tensor, float]:
     """Last hidden states (``tokens x hidden``), window by window, and the seconds they took."""
     device = next(model.parameters()).device
     began = time.perf_counter()

@@ -117,6 +117,19 @@ def test_prune_then_evaluate(
     assert "perplexity" in capsys.readouterr().out
 
 
+def test_prune_with_a_sparsity_pruner_needs_no_policy(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--pruner", "wanda", "--pattern", "2:4", "--calibration", world.text, "--windows", 8, *FLOAT)
+    options += ("--window-length", 32)
+    assert run(monkeypatch, "prune", world.model, *options) == 0
+    folder = tmp_path / "checkpoints" / f"{world.model.name}-wanda-2of4"
+    assert json.loads((folder / "unicuco.json").read_text())["zeros"] > 0
+    assert "50.0% of the weights" in capsys.readouterr().out
+    assert run(monkeypatch, "prune", world.model, *options) == 2 and "exists already" in sentence(capsys)
+
+
 def test_a_base_model_with_code_of_its_own_is_pruned_once_that_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +182,12 @@ def give_it_code(model: Path) -> None:
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--model", "OTHER"), "trained for"),
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--dtype", "int8"), "dtype"),
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--device", "abacus"), "abacus"),
+        (("prune", "MODEL", "--pruner", "guess", "--sparsity", 0.5, "--output", "OUT"), "'sparsegpt' or 'sparsellm'"),
+        (("prune", "MODEL", "--pruner", "wanda", "--output", "OUT"), "either a sparsity or a pattern"),
+        (("prune", "MODEL", "--pruner", "wanda", "--pattern", "5:4", "--output", "OUT"), "N:M"),
+        (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--kept", 0.5, "--output", "OUT"), "no request"),
+        (("prune", "POLICY", "--sparsity", 0.5, "--output", "OUT"), "belong to --pruner"),
+        (("prune", "POLICY", "--kept", 0.5), "--output"),
         (("evaluate", "./nowhere"), "No folder at ./nowhere"),
         (("evaluate", "MODEL", "--text", "nowhere.txt"), "nowhere.txt"),
         (("train", "./nowhere", "--run", "OUT"), "No folder at ./nowhere"),

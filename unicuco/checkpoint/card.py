@@ -36,6 +36,8 @@ class CheckpointCard:
     preparation: str | None = None
     """Digest of the preparation."""
     command: str | None = None
+    zeros: int | None = None
+    """Weights of the blocks that a sparsity pruner set to zero, where one did."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,16 @@ def model_card(
 ) -> str:
     """The README of a checkpoint, in Markdown with the hub's metadata on top."""
     name = Path(source.spec).name
+    title = f"{size.ratio:.0%} of its parameters"
+    left = f"{size.params:,} of {geometry.params:,} parameters ({size.kept:.1%} of the blocks')"
+    if card.zeros is not None:
+        share = card.zeros / geometry.block_params
+        title = f"{share:.0%} of its blocks' parameters zero"
+        left = f"{card.zeros:,} of {geometry.block_params:,} parameters of the blocks are zero"
     parts = [
         _metadata(source),
-        f"# {name}, {size.ratio:.0%} of its parameters\n",
-        f"Pruned by UniCuCo (`{pruner}`) from `{name}`: {size.params:,} of {geometry.params:,} parameters "
-        f"({size.kept:.1%} of the blocks'), {dtype}, layout `{layout}`.\n",
+        f"# {name}, {title}\n",
+        f"Pruned by UniCuCo (`{pruner}`) from `{name}`: {left}, {dtype}, layout `{layout}`.\n",
         _usage(layout),
         "## Figures\n",
         _table(("figure", "value"), _figures(size, card, verification)),
@@ -136,7 +143,7 @@ def _metadata(source: ModelSource) -> str:
 def _usage(layout: str) -> str:
     remote, note = (
         "",
-        "Dense shapes, removed parts are zero: loads in every tool, and is no smaller than the base model.",
+        "Dense shapes, removed parts are zero: loads in every tool, and is no smaller or faster than the base model.",
     )
     if layout == "hetero":
         remote = ", trust_remote_code=True"

@@ -1,0 +1,261 @@
+"""SparseLLM / AdaGP (Bai et al., NeurIPS 2024): prunes an FFN as a whole, through auxiliary variables.
+
+The matrices of an FFN are decoupled by auxiliaries for what flows between them, with quadratic penalties; then each
+part has a closed solution while the others rest. An epoch: weights that fit the auxiliaries best (from the second on),
+pruned by SparseGPT; then the auxiliaries in turn. Tokens are rows here: X (``n x d``) inputs, Y (``n x d``) the dense
+outputs.
+
+- Gated: α‖Z − X Wᵤᵀ‖² + α‖S − X W_gᵀ‖² + γ‖P − act(S)∘Z‖² + β‖Y − P W_dᵀ‖².
+- ReLU: α‖Z − X W₁ᵀ − b₁‖² + γ‖P − relu(Z)‖² + β‖Y − P W₂ᵀ − b₂‖².
+
+Here and not in the paper: weights are re-solved as corrections of the dense ones (a ridge then draws to these, not to
+zero); S takes damped Newton steps that backtrack element by element; and the epoch that reproduces Y best is kept. The
+first epoch is SparseGPT itself, so the result is never worse than that on the calibration tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unicuco.pruners.masks import Pattern
+from unicuco.pruners.sparsegpt import inverse_factor, sparsegpt
+
+EPOCHS = 4
+NEWTON_STEPS = 4
+Activation = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """α, β and γ: how strictly inputs, outputs and the activation hold. Equal in the paper (0.1 or 5)."""
+
+    alpha: float = 1.0
+    beta: float = 1.0
+    gamma: float = 1.0
+
+
+@dataclass
+class Trace:
+    """What happened.
+
+    Attributes:
+        steps: the objective after every step, by the step's name, all epochs in order.
+        errors: ‖Y − FFN(X)‖² ÷ ‖Y‖² of the pruned FFN of every epoch.
+        best: the epoch that was kept.
+    """
+
+    steps: list[tuple[str, float]] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    best: int = 0
+
+
+class Ffn(Protocol):
+    """One FFN with its auxiliaries; ``weights`` are its matrices, in a fixed order."""
+
+    weights: list[Tensor]
+
+    def solve(self) -> None:
+        """Sets ``weights`` to what fits the auxiliaries best."""
+
+    def prune(self, sparsity: float, pattern: Pattern | None) -> None:
+        """Prunes ``weights`` by SparseGPT, each on its own inputs."""
+
+    def updates(self) -> list[tuple[str, Callable[[], None]]]:
+        """The steps of the auxiliaries, none of which raises the objective, by name."""
+
+    def objective(self) -> float: ...
+    def outputs(self) -> Tensor: ...
+
+
+def sparsellm(
+    ffn: Ffn, targets: Tensor, sparsity: float, pattern: Pattern | None = None, epochs: int = EPOCHS
+) -> tuple[list[Tensor], Trace]:
+    """The pruned matrices of ``ffn``, in its order, and the trace.
+
+    Args:
+        targets: Y, ``n x d``.
+    """
+    trace, best = Trace(), list(ffn.weights)
+    scale = targets.square().sum().clamp_min(torch.finfo(targets.dtype).tiny)
+    for epoch in range(epochs):
+        if epoch:
+            ffn.solve()
+            trace.steps.append(("solve", ffn.objective()))
+        ffn.prune(sparsity, pattern)
+        trace.steps.append(("prune", ffn.objective()))
+        trace.errors.append(float((targets - ffn.outputs()).square().sum() / scale))
+        if trace.errors[epoch] <= trace.errors[trace.best]:
+            trace.best, best = epoch, list(ffn.weights)
+        if epoch + 1 < epochs:
+            for name, update in ffn.updates():
+                update()
+                trace.steps.append((name, ffn.objective()))
+    return best, trace
+
+
+class GatedFfn:
+    """``down(act(gate(x)) * up(x))``; ``weights``: up, gate (``f x d``) and down (``d x f``).
+
+    Args:
+        inputs: X; targets: Y, both ``n x d``, float32 or wider.
+    """
+
+    def __init__(
+        self,
+        weights: list[Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        act: Activation,
+        penalties: Penalties | None = None,
+    ) -> None:
+        self.weights, self._x, self._y, self._act = list(weights), inputs, targets, act
+        self._of = penalties or Penalties()
+        up, gate, _ = weights
+        self._up, self._gate = self._z, self._s = inputs @ up.T, inputs @ gate.T  # of the weights; the auxiliaries
+        self._p = act(self._s) * self._z
+        self._factor, self._silent = inverse_factor(inputs.T @ inputs)
+        self._down_factor, self._down_silent = inverse_factor(self._p.T @ self._p)
+
+    def solve(self) -> None:
+        up, gate, down = self.weights
+        up = up + _correction(self._z - self._up, self._x, self._factor)
+        gate = gate + _correction(self._s - self._gate, self._x, self._factor)
+        self._set(up, gate, down + _correction(self._y - self._p @ down.T, self._p, self._down_factor))
+
+    def prune(self, sparsity: float, pattern: Pattern | None) -> None:
+        up, gate = sparsegpt(self.weights[:2], self._factor, self._silent, sparsity, pattern)
+        (down,) = sparsegpt(self.weights[2:], self._down_factor, self._down_silent, sparsity, pattern)
+        self._set(up, gate, down)
+
+    def _set(self, up: Tensor, gate: Tensor, down: Tensor) -> None:
+        self.weights = [up, gate, down]
+        self._up, self._gate = self._x @ up.T, self._x @ gate.T
+
+    def updates(self) -> list[tuple[str, Callable[[], None]]]:
+        return [("p", self._update_p), ("z", self._update_z), ("s", self._update_s)]
+
+    def objective(self) -> float:
+        of = self._of
+        return float(
+            of.alpha * (self._z - self._up).square().sum()
+            + of.alpha * (self._s - self._gate).square().sum()
+            + of.gamma * (self._p - self._act(self._s) * self._z).square().sum()
+            + of.beta * (self._y - self._p @ self.weights[2].T).square().sum()
+        )
+
+    def outputs(self) -> Tensor:
+        return (self._act(self._gate) * self._up) @ self.weights[2].T
+
+    def _update_p(self) -> None:
+        self._p = _hidden(self.weights[2], self._y, self._act(self._s) * self._z, self._of)
+        self._down_factor, self._down_silent = inverse_factor(self._p.T @ self._p)
+
+    def _update_z(self) -> None:
+        of, opened = self._of, self._act(self._s)
+        self._z = (of.alpha * self._up + of.gamma * opened * self._p) / (of.alpha + of.gamma * opened.square())
+
+    def _update_s(self) -> None:
+        self._s = newton_gate(self._s, self._gate, self._z, self._p, self._act, self._of)
+
+
+class ReluFfn:
+    """``second(relu(first(x)))`` with biases; ``weights``: first (``f x d``) and second (``d x f``)."""
+
+    def __init__(
+        self,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        penalties: Penalties | None = None,
+    ) -> None:
+        self.weights, self._bias = list(weights), biases
+        self._x, self._y, self._of = inputs, targets - biases[1], penalties or Penalties()
+        self._z = inputs @ weights[0].T + biases[0]
+        self._p = self._z.relu()
+        self._factor, self._silent = inverse_factor(inputs.T @ inputs)
+
+    def solve(self) -> None:
+        first, second = self.weights
+        self.weights = [
+            first + _correction(self._z - self._first(), self._x, self._factor),
+            second + _correction(self._y - self._p @ second.T, self._p, inverse_factor(self._p.T @ self._p)[0]),
+        ]
+
+    def prune(self, sparsity: float, pattern: Pattern | None) -> None:
+        (first,) = sparsegpt(self.weights[:1], self._factor, self._silent, sparsity, pattern)
+        (second,) = sparsegpt(self.weights[1:], *inverse_factor(self._p.T @ self._p), sparsity, pattern)
+        self.weights = [first, second]
+
+    def updates(self) -> list[tuple[str, Callable[[], None]]]:
+        return [("p", self._update_p), ("z", self._update_z)]
+
+    def objective(self) -> float:
+        of = self._of
+        return float(
+            of.alpha * (self._z - self._first()).square().sum()
+            + of.gamma * (self._p - self._z.relu()).square().sum()
+            + of.beta * (self._y - self._p @ self.weights[1].T).square().sum()
+        )
+
+    def outputs(self) -> Tensor:
+        return self._first().relu() @ self.weights[1].T + self._bias[1]
+
+    def _first(self) -> Tensor:
+        return self._x @ self.weights[0].T + self._bias[0]
+
+    def _update_p(self) -> None:
+        self._p = _hidden(self.weights[1], self._y, self._z.relu(), self._of)
+
+    def _update_z(self) -> None:
+        """Either side of zero has one minimum; the better of both."""
+        alpha, gamma, m, p = self._of.alpha, self._of.gamma, self._first(), self._p
+        above, below = ((gamma * p + alpha * m) / (gamma + alpha)).clamp_min(0), m.clamp_max(0)
+
+        def cost(z: Tensor) -> Tensor:
+            return alpha * (z - m).square() + gamma * (p - z.relu()).square()
+
+        self._z = torch.where(cost(above) <= cost(below), above, below)
+
+
+def newton_gate(s: Tensor, wanted: Tensor, z: Tensor, p: Tensor, act: Activation, of: Penalties) -> Tensor:
+    """Lowers α(s − wanted)² + γ(p − act(s) z)², element by element (``n x f`` each).
+
+    Gauss-Newton steps; an element whose step does not lower its cost keeps its value and halves its next step.
+    """
+
+    def cost(s: Tensor) -> Tensor:
+        return of.alpha * (s - wanted).square() + of.gamma * (p - act(s) * z).square()
+
+    length, now = torch.ones_like(s), cost(s)
+    for _ in range(NEWTON_STEPS):
+        with torch.enable_grad():
+            leaf = s.detach().requires_grad_(True)
+            opened = act(leaf)
+            (slope,) = torch.autograd.grad(opened.sum(), leaf)
+        gradient = of.alpha * (s - wanted) - of.gamma * (p - opened.detach() * z) * z * slope
+        curvature = of.alpha + of.gamma * (z * slope).square()
+        tried = s - length * gradient / curvature
+        then = cost(tried)
+        better = then < now
+        s, now = torch.where(better, tried, s), torch.where(better, then, now)
+        length = torch.where(better, length, length / 2)
+    return s
+
+
+def _hidden(down: Tensor, y: Tensor, activated: Tensor, of: Penalties) -> Tensor:
+    """The P (``n x f``) that minimises β‖Y − P Wᵀ‖² + γ‖P − activated‖², exactly."""
+    system = of.beta * (down.T @ down) + of.gamma * torch.eye(down.shape[1], dtype=down.dtype, device=down.device)
+    right = of.beta * (y @ down) + of.gamma * activated
+    # In float32 at least: half precision is unstable here.
+    return torch.cholesky_solve(right.T, torch.linalg.cholesky(system)).T
+
+
+def _correction(missing: Tensor, inputs: Tensor, factor: Tensor) -> Tensor:
+    """What to add to a matrix so that its outputs come nearest to ``missing`` more (``n x rows``), with the ridge."""
+    return (((missing.T @ inputs).to(factor.dtype) @ factor.T) @ factor).to(missing.dtype)
