@@ -68,7 +68,7 @@ class Progress:
 
     Attributes:
         status: the learner's own (``unicuco.learner.LearnerStatus``).
-        evaluators: evaluators ready for work, of ``evaluators_wanted``.
+        evaluators: evaluators ready for work, of ``evaluators_wanted``; ``placed`` of them live, on some node.
         failures: ``(eval_id, reason)`` of every candidate given up since this actor started.
         returned: times that a candidate came back because its evaluator died.
     """
@@ -76,6 +76,7 @@ class Progress:
     status: Any
     evaluators: int
     evaluators_wanted: int
+    placed: int
     training: bool
     finished: bool
     failures: tuple[tuple[str, str], ...]
@@ -117,6 +118,7 @@ class LearnerActor:
             status=learner.status(),
             evaluators=self._pool.ready,
             evaluators_wanted=self._setup.plan.evaluators,
+            placed=self._pool.placed,
             training=self._training,
             finished=self._run.done(),
             failures=tuple(self._failures),

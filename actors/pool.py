@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayActorError
 
 from actors.evaluator import create_evaluator
 from actors.factory import Factory
@@ -67,6 +67,7 @@ class _Flight:
 @dataclass(eq=False)
 class _Worker:
     handle: Any
+    placed: bool = False
     ready: bool = False
     life: int = 0
     flights: deque[_Flight] = field(default_factory=deque)
@@ -102,6 +103,11 @@ class EvaluatorPool:
     def running(self) -> int:
         """Candidates at evaluators now."""
         return sum(len(worker.flights) for worker in self._workers)
+
+    @property
+    def placed(self) -> int:
+        """Evaluators that live: a node had room for them. Those that are not ready load their model."""
+        return sum(worker.placed for worker in self._workers)
 
     @property
     def ready(self) -> int:
@@ -214,7 +220,7 @@ class EvaluatorPool:
         if flight.life != worker.life:
             return
         worker.life += 1
-        worker.ready = False
+        worker.placed = worker.ready = False
         if isinstance(error, ActorDiedError):
             worker.handle = self._create()
         self._spawn(self._bring_up(worker))
@@ -238,21 +244,25 @@ class EvaluatorPool:
     async def _bring_up(self, worker: _Worker) -> None:
         """Waits until the evaluator has loaded its model, through restarts and replacements."""
         pause, longest = self.PING_SECONDS
-        reached = False
         while True:
             try:
                 await worker.handle.hello.remote()
-                reached = True
+                worker.placed = True
                 await worker.handle.ready.remote()
                 break
             except RayActorError as error:
-                if reached or isinstance(error, ActorDiedError):  # else: being restarted, or no node has room yet
+                if worker.placed or isinstance(error, ActorDiedError):  # else: being restarted, or no node has room yet
                     self._count_lost_start(error)
                 if isinstance(error, ActorDiedError):
                     worker.handle = self._create()
-                reached = False
+                worker.placed = False
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, longest)
+            except ActorUnschedulableError:
+                # Ray can be set to refuse what the cluster cannot hold even at its largest. One evaluator too many, and
+                # it refuses those too for which machines are on their way: so go on asking, as it does if not set.
+                worker.handle = self._create()
+                await asyncio.sleep(longest)
             except Exception as error:
                 raise original_error(error) from None
         self._dead_while_loading = 0

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
 from actors.factory import Factory
-from actors.placement import PoolConfig, plan_pool
+from actors.placement import PoolConfig, PoolPlan, plan_pool
 from actors.runtime import RayConfig, original_error, start_or_attach, usable_cpus
 from cluster.progress import RunDisplay, heldout_table, stages
 from cluster.runs import ProgressLog, RunError, RunFolder, describe_run, versions, write_about
@@ -90,7 +90,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     source = find_model(config.model)
     config = config.model_copy(update={"model": _portable(config.model), "run": folder.path})
     with folder.locked(), start_or_attach(config.ray):
-        plan_for(config)
+        plan = plan_for(config)
         prepared = _prepare(config, source, console)
         facts = {
             "model": {"spec": source.spec, "digest": source.digest},
@@ -104,7 +104,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             "tokens": config.tokens,
         }
         write_about(folder, describe_run(config.model_dump(mode="json", exclude={"run", "ray"}), **facts))
-        return _run(config, folder, prepared, console)
+        return _run(config, plan, folder, prepared, console)
 
 
 def resume(
@@ -147,25 +147,30 @@ def resume(
     if changed:
         console.print(f"Note: started with other versions of {', '.join(changed)}.", highlight=False)
     with folder.locked(), start_or_attach(config.ray):
+        plan = plan_for(config)
         prepared = _reopen(preparation, config, source, console)
-        return _run(config, folder, prepared, console)
+        return _run(config, plan, folder, prepared, console)
 
 
-def plan_for(config: TrainConfig) -> Any:
-    """The pool that ``config`` comes to on the connected Ray (``actors.placement.PoolPlan``)."""
+def plan_for(config: TrainConfig) -> PoolPlan:
+    """The pool that ``config`` comes to on the connected Ray.
+
+    Made once, before the preparation: an autoscaler may take idle nodes away meanwhile, and brings them again.
+    """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return plan_pool(config.pool, config.evaluator.device, nodes, config.evaluator.threads)
 
 
-def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console: Console) -> TrainResult:
+def _run(
+    config: TrainConfig, plan: PoolPlan, folder: RunFolder, prepared: Preparation, console: Console
+) -> TrainResult:
     import ray
 
     from actors.learner import PoolSetup, create_learner
 
     began = time.monotonic()
-    plan = plan_for(config)
     on_gpu = config.evaluator.device.startswith("cuda")
     placed = {"device": "cuda"} if on_gpu else {"threads": plan.threads}  # an actor sees its own GPU as the only one
     evaluator = Factory(
