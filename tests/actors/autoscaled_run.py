@@ -28,6 +28,7 @@ def main() -> None:
         found = {"nodes_before": before} | run(cluster.address, folder)
         ended = time.monotonic()
         cluster.wait_for(0, IDLE_SECONDS + 60)
+        found["nodes_after"] = cluster.nodes
         found["nodes_most"] = max(count for _, count in cluster.changes)
         found["seconds"] = cluster.seconds(began, ended)
         print(json.dumps(found))

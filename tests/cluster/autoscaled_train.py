@@ -41,6 +41,7 @@ def main() -> None:
             raise SystemExit(trained.stdout[-3000:] + trained.stderr[-3000:])
         cluster.wait_for(0, IDLE_SECONDS + 60)
         found |= {
+            "nodes_after": cluster.nodes,
             "nodes_most": max(count for _, count in cluster.changes),
             "seconds": cluster.seconds(began, ended),
             "ids": [evaluation.eval_id for evaluation in EvaluationLog(run / "evaluations").read()],

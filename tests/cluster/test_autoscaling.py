@@ -20,5 +20,5 @@ def test_train_on_a_cluster_that_begins_at_zero(tmp_path: Path) -> None:
     assert code == 2 and said.count("\n") == 0 and "--evaluators N" in said
     assert not found["left"] and found["nodes_before"] == 0, "refused before any work"
     assert found["waited"], "a user who waits for machines is told so"
-    assert found["nodes_most"] == MOST_NODES
+    assert found["nodes_most"] == MOST_NODES and found["nodes_after"] == 0
     assert len(found["ids"]) == len(set(found["ids"])) == BUDGET and found["policy"]
