@@ -16,14 +16,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from actors.evaluator import thread_settings
 from actors.factory import Factory
+from actors.learner_like import LearnerLike
 from actors.metrics import RunMetrics
-from actors.pool import EvaluatorPool, GivenUp, Joined, Measured, Outcome, PoolSetup, Returned
+from actors.outcomes import GivenUp, Joined, Measured, Outcome, Returned
+from actors.pool import EvaluatorPool, PoolSetup
 from actors.run_log import RunLog
 from unicuco.errors import UniCuCoError
 
@@ -40,27 +42,13 @@ class LearnerStartError(UniCuCoError):
     """The run folder has another learner at work."""
 
 
-class LearnerLike(Protocol):
-    """What the actor wraps: ``unicuco.learner.Learner``, or anything with its methods."""
-
-    def ask(self, n: int) -> list[Candidate]: ...
-    def tell(self, *evaluations: Evaluation) -> int: ...
-    def give_up(self, candidate: Candidate, reason: str) -> None: ...
-    def requeue(self, candidate: Candidate) -> None: ...
-    def needs_training(self) -> bool: ...
-    def train(self) -> Any: ...
-    def status(self) -> Any: ...
-    def finished(self) -> bool: ...
-    def save_policy(self, folder: Path) -> None: ...
-
-
 @dataclass(frozen=True)
 class Progress:
     """A run as the driver sees it.
 
     Attributes:
         status: the learner's own (``unicuco.learner.LearnerStatus``).
-        evaluators: evaluators ready for work, of ``evaluators_wanted``.
+        evaluators: evaluators ready for work, of ``evaluators_wanted``; ``placed`` of them live, on some node.
         failures: ``(eval_id, reason)`` of every candidate given up since this actor started.
         returned: times that a candidate came back because its evaluator died.
     """
@@ -68,6 +56,7 @@ class Progress:
     status: Any
     evaluators: int
     evaluators_wanted: int
+    placed: int
     training: bool
     finished: bool
     failures: tuple[tuple[str, str], ...]
@@ -109,6 +98,7 @@ class LearnerActor:
             status=learner.status(),
             evaluators=self._pool.ready,
             evaluators_wanted=self._setup.plan.evaluators,
+            placed=self._pool.placed,
             training=self._training,
             finished=self._run.done(),
             failures=tuple(self._failures),
@@ -289,30 +279,3 @@ def create_learner(
         )
         .remote(learner, pool, policy)
     )
-
-
-def open_learner(
-    preparation: Path, evaluations: Path, config: Any, provenance: dict[str, Any], uri: str | None = None
-) -> LearnerLike:
-    """``unicuco.learner.Learner`` on a run's log, with what the preparation knows of the search space.
-
-    Args:
-        uri: of a run that does not lie on this machine's disk; ``evaluations`` then mirrors its log.
-    """
-    from unicuco.evaluations import EvaluationLog
-    from unicuco.learner import Learner
-    from unicuco.preparation import Preparation
-
-    prepared = Preparation.open(preparation)
-    domains = [domain.name for domain in prepared.config.calibration.domains]
-    if uri is not None:
-        from unicuco.remote.learner import RemoteLearner
-        from unicuco.remote.log import RemoteLog
-        from unicuco.remote.store import Store
-
-        remote = RemoteLog(evaluations, Store(uri))
-        return RemoteLearner(
-            prepared.space, prepared.damage, config, remote, provenance, prepared.margin_groups, domains
-        )
-    log = EvaluationLog(evaluations)
-    return Learner(prepared.space, prepared.damage, config, log, provenance, prepared.margin_groups, domains)

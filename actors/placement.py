@@ -77,8 +77,10 @@ def plan_pool(config: PoolConfig, device: str, nodes: Sequence[Mapping[str, floa
     if count == 0:
         raise PlacementError(
             f"No node of the cluster has room for an evaluator with {cpus:g} CPUs and {gpus:g} GPUs; it has "
-            f"{total_cpus:g} CPUs and {total_gpus:g} GPUs on {len(nodes)} node(s)."
-            + (" Use --device cpu, or start Ray where it sees the GPUs." if on_gpu and not total_gpus else "")
+            f"{total_cpus:g} CPUs and {total_gpus:g} GPUs on {len(nodes)} node(s). "
+            + ("Use --device cpu, or start Ray where it sees the GPUs. " if on_gpu and not total_gpus else "")
+            + "Of a cluster that starts machines when they are asked for, say how many evaluators it is to hold: "
+            "--evaluators N."
         )
     return PoolPlan(count, cpus, gpus, threads or max(1, int(cpus)))
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
+from ray.exceptions import ActorDiedError, ActorUnschedulableError, OutOfMemoryError, RayActorError
 
 from actors.evaluator import create_evaluator
 from actors.factory import Factory
+from actors.outcomes import GivenUp, Joined, Measured, Nudged, Outcome, Returned
 from actors.placement import PoolPlan
 from actors.runtime import original_error
 from unicuco.errors import UniCuCoError
-from unicuco.evaluations import Candidate, Evaluation
+from unicuco.evaluations import Candidate
 
 DEATHS = (RayActorError, OutOfMemoryError)
 """What a call to an actor raises when the actor's process ended. Where Ray's memory monitor ended it, the error is not
@@ -29,41 +30,6 @@ an actor's, but the actor is restarted like any other."""
 
 class EvaluatorsLostError(UniCuCoError):
     """Evaluators die or fail whatever they are given: something is wrong with the machine, not with a candidate."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    candidate: Candidate
-    evaluation: Evaluation
-
-
-@dataclass(frozen=True)
-class Returned:
-    """The evaluator died; hand the candidate out again."""
-
-    candidate: Candidate
-    reason: str
-
-
-@dataclass(frozen=True)
-class GivenUp:
-    """The candidate failed for good."""
-
-    candidate: Candidate
-    reason: str
-
-
-@dataclass(frozen=True)
-class Joined:
-    """An evaluator is ready (again): there is room for more work."""
-
-
-@dataclass(frozen=True)
-class Nudged:
-    """Nothing happened here; see ``EvaluatorPool.nudge``."""
-
-
-Outcome = Measured | Returned | GivenUp | Joined | Nudged
 
 
 @dataclass(eq=False)
@@ -76,6 +42,7 @@ class _Flight:
 @dataclass(eq=False)
 class _Worker:
     handle: Any
+    placed: bool = False
     ready: bool = False
     life: int = 0
     flights: deque[_Flight] = field(default_factory=deque)
@@ -121,6 +88,11 @@ class EvaluatorPool:
     def running(self) -> int:
         """Candidates at evaluators now."""
         return sum(len(worker.flights) for worker in self._workers)
+
+    @property
+    def placed(self) -> int:
+        """Evaluators that live: a node had room for them. Those that are not ready load their model."""
+        return sum(worker.placed for worker in self._workers)
 
     @property
     def ready(self) -> int:
@@ -233,7 +205,7 @@ class EvaluatorPool:
         if flight.life != worker.life:
             return
         worker.life += 1
-        worker.ready = False
+        worker.placed = worker.ready = False
         if isinstance(error, ActorDiedError):
             worker.handle = self._create()
         self._spawn(self._bring_up(worker))
@@ -257,21 +229,25 @@ class EvaluatorPool:
     async def _bring_up(self, worker: _Worker) -> None:
         """Waits until the evaluator has loaded its model, through restarts and replacements."""
         pause, longest = self.PING_SECONDS
-        reached = False
         while True:
             try:
                 await worker.handle.hello.remote()
-                reached = True
+                worker.placed = True
                 await worker.handle.ready.remote()
                 break
             except DEATHS as error:
-                if reached or isinstance(error, ActorDiedError):  # else: being restarted, or no node has room yet
+                if worker.placed or isinstance(error, ActorDiedError):  # else: being restarted, or no node has room yet
                     self._count_lost_start(error)
                 if isinstance(error, ActorDiedError):
                     worker.handle = self._create()
-                reached = False
+                worker.placed = False
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, longest)
+            except ActorUnschedulableError:
+                # Ray can be set to refuse what the cluster cannot hold even at its largest. One evaluator too many, and
+                # it refuses those too for which machines are on their way: so go on asking, as it does if not set.
+                worker.handle = self._create()
+                await asyncio.sleep(longest)
             except Exception as error:
                 raise original_error(error) from None
         self._dead_while_loading = 0

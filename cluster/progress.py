@@ -22,6 +22,8 @@ RATE_WINDOW = 60.0
 LINE_EVERY = 10.0
 """Seconds between two lines when the output is no terminal."""
 RECORD_EVERY = 2.0
+SAY_WAITING = 15.0
+"""Seconds without any evaluator in place after which the screen says what is waited for."""
 
 
 class Rate:
@@ -80,6 +82,7 @@ class RunDisplay:
         self._recorded_at = self._said_at = float("-inf")
         self._recorded: tuple[int, int, int] | None = None
         self._failures = 0
+        self._nowhere_since, self._said_waiting = self._began, False
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -110,6 +113,7 @@ class RunDisplay:
         status, now = progress.status, self._clock()
         rate = self._rate.update(status.spent, now)
         self._say_failures(progress)
+        self._say_waiting(progress, now)
         key = (status.done, status.failed, status.version)
         if last or (key != self._recorded and now - self._recorded_at >= RECORD_EVERY):
             self._recorded, self._recorded_at = key, now
@@ -154,6 +158,19 @@ class RunDisplay:
             )
         self._failures = len(progress.failures)
 
+    def _say_waiting(self, progress: Any, now: float) -> None:
+        """One sentence each time that for a while no node has had room for any evaluator."""
+        if progress.placed or progress.finished:
+            self._nowhere_since, self._said_waiting = now, False
+        elif now - self._nowhere_since >= SAY_WAITING and not self._said_waiting:
+            self._said_waiting = True
+            self._console.print(
+                f"Waiting for room for {progress.evaluators_wanted} evaluator(s): no node has it now. "
+                "'ray status' on the cluster's head says what it has and what it starts.",
+                highlight=False,
+                soft_wrap=True,
+            )
+
 
 def heldout_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The table at the end of a run, one row per size; ``rows`` as in ``heldout.json``. KL in nats per token."""
@@ -177,7 +194,7 @@ def _stage(progress: Any) -> str:
     if progress.finished:
         return "done"
     if progress.evaluators == 0:
-        return "waiting" if progress.status.submitted else "loading"
+        return "loading" if progress.placed else "waiting"
     return "training" if progress.training and not progress.status.running else "evaluating"
 
 

@@ -88,7 +88,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     source = find_model(config.model)
     config = config.model_copy(update={"model": _portable(config.model), "run": folder.where})
     with folder.locked(console.print), start_or_attach(config.ray):
-        plan_for(config)
+        plan = plan_for(config)
         prepared = _prepare(config, source, console)
         facts = {
             "model": {"spec": source.spec, "digest": source.digest},
@@ -102,7 +102,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             "tokens": config.tokens,
         }
         write_about(folder, describe_run(config.model_dump(mode="json", exclude={"run", "ray"}), **facts))
-        return _run(config, folder, prepared, console)
+        return _run(config, plan, folder, prepared, console)
 
 
 def resume(
@@ -145,12 +145,16 @@ def resume(
     if changed:
         console.print(f"Note: started with other versions of {', '.join(changed)}.", highlight=False)
     with folder.locked(console.print), start_or_attach(config.ray):
+        plan = plan_for(config)
         prepared = _reopen(preparation, folder.uri, config, source, console)
-        return _run(config, folder, prepared, console)
+        return _run(config, plan, folder, prepared, console)
 
 
 def plan_for(config: TrainConfig) -> PoolPlan:
-    """The pool that ``config`` comes to on the connected Ray."""
+    """The pool that ``config`` comes to on the connected Ray.
+
+    Made once, before the preparation: an autoscaler may take idle nodes away meanwhile, and brings them again.
+    """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -164,7 +168,9 @@ def placed(evaluator: EvaluatorConfig, plan: PoolPlan) -> EvaluatorConfig:
     return evaluator.model_copy(update={"threads": plan.threads})
 
 
-def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console: Console) -> TrainResult:
+def _run(
+    config: TrainConfig, plan: PoolPlan, folder: RunFolder, prepared: Preparation, console: Console
+) -> TrainResult:
     import ray
 
     from actors.learner import create_learner
@@ -172,7 +178,6 @@ def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console:
     from cluster.following import follow, stop
 
     began = time.monotonic()
-    plan = plan_for(config)
     folder.share(prepared)
     evaluator = Factory(
         "unicuco.remote.nodes:open_evaluator",
@@ -185,7 +190,7 @@ def _run(config: TrainConfig, folder: RunFolder, prepared: Preparation, console:
         },
     )
     learner = Factory(
-        "actors.learner:open_learner",
+        "actors.learner_like:open_learner",
         {
             "preparation": prepared.folder,
             "evaluations": folder.evaluations,

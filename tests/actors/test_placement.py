@@ -7,6 +7,7 @@ from actors.placement import PlacementError, PoolConfig, PoolPlan, plan_pool
 
 LAPTOP = [{"CPU": 2.0, "memory": 8e9}]
 SERVER = [{"CPU": 64.0}]
+HEAD_ALONE = [{"memory": 8e9}]
 GPU_NODES = [{"CPU": 0.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
 
 
@@ -24,6 +25,8 @@ GPU_NODES = [{"CPU": 0.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
         (PoolConfig(gpus=3), "cuda", GPU_NODES, None, PoolPlan(2, 1, 3, 1)),
         (PoolConfig(evaluators=3), "cpu", LAPTOP, None, PoolPlan(3, 1, 0, 1)),
         (PoolConfig(evaluators=8), "cuda", [{"CPU": 4.0}], None, PoolPlan(8, 1, 1, 1)),  # it may scale up yet
+        (PoolConfig(evaluators=4), "cpu", HEAD_ALONE, None, PoolPlan(4, 1, 0, 1)),
+        (PoolConfig(evaluators=4), "cpu", HEAD_ALONE, 8, PoolPlan(4, 8, 0, 8)),
         (PoolConfig(cpus=0.5), "cpu", LAPTOP, None, PoolPlan(4, 0.5, 0, 1)),
     ],
 )
@@ -36,6 +39,12 @@ def test_plan(
 def test_two_small_nodes_do_not_make_a_large_one() -> None:
     with pytest.raises(PlacementError, match="No node of the cluster has room for an evaluator with 4 CPUs"):
         plan_pool(PoolConfig(cpus=4), "cpu", [{"CPU": 2.0}, {"CPU": 2.0}], None)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_cluster_at_zero_says_that_evaluators_must_be_counted(device: str) -> None:
+    with pytest.raises(PlacementError, match=r"0 CPUs and 0 GPUs on 1 node.*starts machines.*--evaluators N"):
+        plan_pool(PoolConfig(), device, HEAD_ALONE, None)
 
 
 def test_no_gpu_says_what_to_do() -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from actors.factory import Factory
+from actors.outcomes import GivenUp, Joined, Measured, Returned
 from actors.placement import PoolPlan
-from actors.pool import EvaluatorPool, EvaluatorsLostError, GivenUp, Joined, Measured, Returned
+from actors.pool import EvaluatorPool, EvaluatorsLostError
 from unicuco.errors import ModelError
 from unicuco.evaluations import Candidate
 

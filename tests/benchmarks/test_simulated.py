@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from actors.factory import Factory
+from actors.outcomes import Measured
 from actors.placement import PoolPlan
-from actors.pool import Measured
 from benchmarks.simulated import NOISE, EvaluatorGroup, GroupedPool, Oracle, SimulatedEvaluator
 from tests.unicuco.synthetic import KnownDamage, make_learner, make_space, search
 from unicuco.evaluations import Candidate

@@ -16,11 +16,16 @@ from unicuco.learner import LearnerStatus
 
 
 def progress(
-    done: int, failed: int = 0, finished: bool = False, failures: tuple[tuple[str, str], ...] = ()
+    done: int,
+    failed: int = 0,
+    finished: bool = False,
+    failures: tuple[tuple[str, str], ...] = (),
+    ready: int = 2,
+    placed: int = 2,
 ) -> Progress:
     front = [(0.4, 1.5), (0.7, 0.25), (0.9, 0.02)]
     status = LearnerStatus(done + failed + 2, done, failed, 2, 1, 0.75, front if done else [], done + failed, 3, 0.5)
-    return Progress(status, 2, 2, False, finished, failures, 0)
+    return Progress(status, ready, 2, placed, False, finished, failures, 0)
 
 
 def test_rate_is_that_of_the_last_minute() -> None:
@@ -60,6 +65,21 @@ def test_without_a_terminal_plain_lines_now_and_then(tmp_path: Path) -> None:
         "evaluations_per_second": pytest.approx(25 / 24), "evaluators": 2, "stage": "done", "budget": 40, "spent": 25,
         "waiting": 3, "staleness": 0.5, "best": [[0.9, 0.02], [0.7, 0.25], [0.5, 1.5]],
     }  # fmt: skip
+
+
+def test_waiting_for_machines_is_said_once_and_is_not_loading(tmp_path: Path) -> None:
+    out = io.StringIO()
+    now = [0.0]
+    log = ProgressLog(tmp_path / "progress.jsonl")
+    with RunDisplay(Console(file=out, width=200), 40, log, clock=lambda: now[0]) as display:
+        for second in range(90):
+            now[0] = float(second)
+            display.update(progress(0, ready=0, placed=0 if second < 45 else 1))
+    lines = out.getvalue().splitlines()
+    (said,) = [line for line in lines if line.startswith("Waiting for room for 2 evaluator(s)")]
+    assert "ray status" in said and lines.index(said) == 2  # after the lines of 0 s and of 10 s
+    stages = [line.split("  ")[1] for line in lines if line != said]
+    assert stages == ["waiting"] * 5 + ["loading"] * 4
 
 
 def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
