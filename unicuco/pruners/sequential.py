@@ -88,6 +88,15 @@ def prune_in_place(
     return traces
 
 
+@torch.no_grad()
+def run_blocks(model: Any, windows: Windows) -> None:
+    """Every block on every window, block after block, as pruning does and without pruning: what its forwards cost."""
+    blocks = find_blocks(model)
+    hidden, calls = _enter(model, blocks, windows)
+    for block, call in zip(blocks, calls, strict=True):
+        _run(block, hidden, call, keep=True)
+
+
 def matrices(block: Block) -> dict[str, nn.Linear]:
     """The matrices of a block that are pruned, by name."""
     return {
