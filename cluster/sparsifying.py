@@ -30,6 +30,7 @@ def run_sparsify(
     pruner: str,
     sparsity: float | None,
     pattern: str | None,
+    allocation: str,
     text: CalibrationText,
     output: Path | None,
     dtype: str,
@@ -54,6 +55,7 @@ def run_sparsify(
             method=pruner,  # type: ignore[arg-type]  # pydantic says what is allowed
             sparsity=sparsity,
             pattern=pattern,
+            allocation=allocation,  # type: ignore[arg-type]
             calibration=CalibrationConfig(
                 domains=(Domain.parse(text.source),),
                 window_length=text.window_length,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -22,6 +22,7 @@ from unicuco.models.load import DTYPES, load_base_model, load_tokenizer
 from unicuco.models.sites import find_blocks
 from unicuco.pruners.depth import DepthPruner
 from unicuco.pruners.masks import Pattern
+from unicuco.pruners.owl import outlier_shares, owl_allocation
 from unicuco.pruners.sequential import Method, Report, matrices, prune_in_place
 from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
 from unicuco.space import Shape
@@ -37,6 +38,8 @@ class SparsifyConfig(BaseModel):
     """Share of the weights of every matrix in the blocks that become zero; or a ``pattern``."""
     pattern: str | None = None
     """``N:M``: at most N of every M neighbours in a row are left."""
+    allocation: Literal["uniform", "owl"] = "uniform"
+    """Whether all blocks get the same sparsity, or those with more outliers less."""
     calibration: CalibrationConfig = CalibrationConfig()
     dtype: str = Field(default="bfloat16", pattern="^(bfloat16|float32)$")
     """Of the checkpoint; pruning itself runs in float32."""
@@ -55,6 +58,8 @@ class SparsifyConfig(BaseModel):
     def _one_of_both(self) -> SparsifyConfig:
         if (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either a sparsity or a pattern")
+        if self.pattern and self.allocation != "uniform":
+            raise ValueError("a pattern fixes the sparsity of every block; no other allocation goes with it")
         return self
 
     @property
@@ -103,9 +108,11 @@ def sparsify(
     report("reading fresh text, dense", 0, 1)
     dense, _ = hidden_states(base.model, fresh)
     geometry = base.geometry
-    traces = prune_in_place(
-        base.model, windows, config.method, [(config.share, config.share)] * len(geometry.blocks), config.groups, report
-    )
+    shares = [config.share] * len(geometry.blocks)
+    if config.allocation == "owl":
+        shares = owl_allocation(outlier_shares(base.model, windows), config.share)
+    each = [(share, share) for share in shares]
+    traces = prune_in_place(base.model, windows, config.method, each, config.groups, report)
     torch.nn.Module.to(base.model, DTYPES[config.dtype])  # what is measured is what is stored
     report("reading fresh text, pruned", 0, 1)
     pruned, _ = hidden_states(base.model, fresh)
@@ -131,6 +138,8 @@ def sparsify(
     }
     if traces[0]:
         figures["ffn_error_mean"] = sum(t.errors[t.best] for t in traces if t) / len(traces)
+    if config.allocation != "uniform":
+        figures["sparsity_of_blocks"] = " ".join(f"{share:.3f}" for share in shares)
     asked: dict[str, Any] = config.model_dump(mode="json", exclude={"calibration"}, exclude_none=True)
     card = CheckpointCard(
         request=asked,

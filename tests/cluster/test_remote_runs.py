@@ -152,6 +152,7 @@ def test_what_is_at_a_uri_is_not_overwritten_and_what_is_not_is_said(
         assert not list((tmp_path / "empty").rglob("*.*")) and not list((disk / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_machine_loses_nothing_and_another_waits_for_it(
     ray_session: None, inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:

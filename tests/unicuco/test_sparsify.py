@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -50,11 +51,26 @@ def test_stock_transformers_loads_what_was_asked_for(
     assert f"{zeros:,} of" in card and "no smaller or faster" in card
 
 
+def test_blocks_may_have_sparsities_of_their_own(model: Path, calibration: CalibrationConfig, tmp_path: Path) -> None:
+    config = SparsifyConfig(method="wanda", sparsity=0.5, allocation="owl", calibration=calibration, dtype="float32")
+    done = sparsify(str(model), config, tmp_path / "sparse")
+    assert done.zeros == pytest.approx(0.5, abs=0.01)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "sparse")
+    each = [
+        np.mean([float((m.weight == 0).float().mean()) for m in matrices(block).values()])
+        for block in find_blocks(loaded)
+    ]
+    stated = json.loads((tmp_path / "sparse" / "unicuco.json").read_text())["measured"]["sparsity_of_blocks"].split()
+    assert [float(share) for share in stated] == pytest.approx(each, abs=0.02)
+    assert max(each) - min(each) > 0.05
+
+
 @pytest.mark.parametrize(
     ("values", "what"),
     [
         ({"method": "sparsegpt"}, "either a sparsity or a pattern"),
         ({"method": "sparsegpt", "sparsity": 0.5, "pattern": "2:4"}, "either a sparsity or a pattern"),
+        ({"method": "wanda", "pattern": "2:4", "allocation": "owl"}, "no other allocation"),
         ({"method": "wanda", "sparsity": 1.0}, "less than 1"),
         ({"method": "wanda", "pattern": "4:2"}, "N:M"),
         ({"method": "guess", "sparsity": 0.5}, "'magnitude', 'wanda', 'sparsegpt' or 'sparsellm'"),

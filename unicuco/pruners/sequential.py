@@ -75,15 +75,15 @@ def prune_in_place(
         for block, shares in zip(blocks, sparsity, strict=True):
             _prune(block, method, BlockInputs(), shares, pattern)
         return [None] * len(blocks)
-    hidden, calls = _enter(model, blocks, windows)
+    hidden, calls = enter(model, blocks, windows)
     traces = []
     for b, (block, call, shares) in enumerate(zip(blocks, calls, sparsity, strict=True)):
         report(f"pruning by {method}", b, len(blocks))
-        gathered = _gather(block, hidden, call, method)
+        gathered = gather(block, hidden, call, method)
         traces.append(_prune(block, method, gathered, shares, pattern))
         del gathered
         if b + 1 < len(blocks):
-            _run(block, hidden, call, keep=True)
+            run(block, hidden, call, keep=True)
     report(f"pruning by {method}", len(blocks), len(blocks))
     return traces
 
@@ -92,9 +92,9 @@ def prune_in_place(
 def run_blocks(model: Any, windows: Windows) -> None:
     """Every block on every window, block after block, as pruning does and without pruning: what its forwards cost."""
     blocks = find_blocks(model)
-    hidden, calls = _enter(model, blocks, windows)
+    hidden, calls = enter(model, blocks, windows)
     for block, call in zip(blocks, calls, strict=True):
-        _run(block, hidden, call, keep=True)
+        run(block, hidden, call, keep=True)
 
 
 def matrices(block: Block) -> dict[str, nn.Linear]:
@@ -121,7 +121,7 @@ def _check(
                 raise ModelError("SparseLLM is built for gated FFNs without biases; this model's have some.")
 
 
-def _enter(model: Any, blocks: list[Block], windows: Windows) -> tuple[Tensor, list[dict[str, Any]]]:
+def enter(model: Any, blocks: list[Block], windows: Windows) -> tuple[Tensor, list[dict[str, Any]]]:
     """Hidden states before the first block (``num_windows x length x hidden``), and what else each block is given.
 
     Positions and masks are the same for every window, so one forward says what each block is called with.
@@ -161,7 +161,7 @@ def _enter(model: Any, blocks: list[Block], windows: Windows) -> tuple[Tensor, l
     return torch.stack(states), calls
 
 
-def _run(block: Block, hidden: Tensor, call: dict[str, Any], keep: bool = False) -> None:
+def run(block: Block, hidden: Tensor, call: dict[str, Any], keep: bool = False) -> None:
     """The block on every window; with ``keep`` the results take the place of the inputs."""
     for i in range(len(hidden)):
         found = block.layer(hidden[i][None], **call)
@@ -169,7 +169,8 @@ def _run(block: Block, hidden: Tensor, call: dict[str, Any], keep: bool = False)
             hidden[i] = (found[0] if isinstance(found, tuple) else found)[0]
 
 
-def _gather(block: Block, hidden: Tensor, call: dict[str, Any], method: Method) -> BlockInputs:
+def gather(block: Block, hidden: Tensor, call: dict[str, Any], method: Method) -> BlockInputs:
+    """What the matrices of ``block`` read on every window, as ``method`` wants to know it."""
     found, own = BlockInputs(), matrices(block)
     for names in READERS:
         size = own[names[0]].in_features
@@ -193,7 +194,7 @@ def _gather(block: Block, hidden: Tensor, call: dict[str, Any], method: Method) 
                 hooks.append(own[names[0]].register_forward_pre_hook(square(place)))
         if method == "sparsellm":
             hooks.append(block.mlp.register_forward_hook(lambda m, i, o: seen.append((i[0][0].float(), o[0].float()))))
-        _run(block, hidden, call)
+        run(block, hidden, call)
     if seen:
         found.ffn = torch.cat([x for x, _ in seen]), torch.cat([y for _, y in seen])
     return found
