@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RESTARTS = 3
+SWITCH_SECONDS = 5e-4
+"""For how long a training may hold the interpreter while an ask or a tell waits. Each of the many small steps of these
+gives it away and has to wait anew, with Python's own 5 ms a hundred times and more."""
 PREDECESSOR_SECONDS = 60.0
 """How long to wait for the learner of a killed run to be gone."""
 
@@ -74,6 +78,7 @@ class LearnerActor:
     def __init__(self, learner: Factory, pool: PoolSetup, policy: Path) -> None:
         self._factory, self._setup, self._policy = learner, pool, Path(policy)
         self._only_writer = FileLock(self._policy.parent / ".learner.lock")
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._trainer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train")
         self._learner: LearnerLike | None = None
         self._pool = self.POOL(pool.factory, pool.plan, pool.in_flight, pool.attempts)
