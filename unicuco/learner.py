@@ -23,7 +23,7 @@ from unicuco.learner_config import LearnerConfig
 from unicuco.learner_status import LearnerStatus, TrainReport
 from unicuco.measured_front import MeasuredFront
 from unicuco.policy import Policy
-from unicuco.policy_parts import PolicyParts
+from unicuco.policy_parts import PolicyParts, save_parts
 from unicuco.proposals import Proposal, first_design, improvise, strategy_key
 from unicuco.qualities import objective_domains
 from unicuco.refit import Queue, propose, refit
@@ -272,14 +272,17 @@ class Learner:
 
     def policy(self) -> Policy:
         """What training has left behind so far; trains first if it never has."""
-        if self._parts is None:
-            self.train()
-        assert self._parts is not None
-        return Policy(replace(self._parts, provenance=self.provenance))
+        return Policy(self._trained())
 
     def save_policy(self, folder: Path) -> None:
         """Writes the policy of the last training, replacing the one there (atomic)."""
-        self.policy().save(folder)
+        save_parts(self._trained(), folder)
+
+    def _trained(self) -> PolicyParts:
+        if self._parts is None:
+            self.train()
+        assert self._parts is not None
+        return replace(self._parts, provenance=self.provenance)
 
 
 def _number(eval_id: str) -> int:
