@@ -3,10 +3,10 @@
     python -m benchmarks.datafree --text wiki.test.joined.txt [--methods NAME ...] [--sparsities S ...] [--seeds N ...]
                                   [--tokens N] [--window N] [--minutes N] [--runs FOLDER] [--json FILE]
 
-Perplexity is of the first ``--tokens`` of ``--text`` in windows of ``--window`` (docs/protocol.md), float32. No other text
-is read. ``prunenet-40`` is a policy that learned at 0.4. Figures, per sparsity, of log-perplexities' means over seeds:
+Perplexity is of the first ``--tokens`` of ``--text`` in windows of ``--window`` (docs/protocol.md), float32. No other
+text is read. ``prunenet-40`` is a policy that learned at 0.4. Figures, per sparsity, of log-perplexities' means over seeds:
 
-- ``prunenet_vs_random`` and ``prunenet_vs_row-norms``: ratio (goal: below 1), likewise for ``folding``;
+- ``prunenet_vs_random`` and ``prunenet_vs_row-norms``: ratio (goal: below 1), likewise for ``folding`` and ``alignment``;
 - ``reuse``: ``prunenet-40`` ÷ ``prunenet`` (goal: within 0.02 of 1).
 
 Every finished measurement lies under ``--runs``, so a benchmark that is cut off goes on where it stopped.
@@ -32,7 +32,7 @@ from unicuco.models.swap import SwitchableModel
 from unicuco.pruners.base import pruned_blocks
 from unicuco.pruners.prunenet import PruneNetConfig
 
-METHODS = ("random", "row-norms", "prunenet", "prunenet-40", "folding")
+METHODS = ("random", "row-norms", "alignment", "prunenet", "prunenet-40", "folding")
 REUSED = 0.4
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     measured: dict[str, dict[float, list[Any]]] = {}
     for sparsity in given.sparsities:
         for method in given.methods:
-            seeds = given.seeds[:1] if method == "row-norms" else given.seeds
+            seeds = given.seeds[:1] if method in ("row-norms", "alignment") else given.seeds
             found = [measure(folder, given.runs, base, method, sparsity, seed, text, until) for seed in seeds]
             measured.setdefault(method, {})[sparsity] = [f for f in found if f]
     figures = summary(measured)
@@ -113,7 +113,7 @@ def summary(measured: dict[str, dict[float, list[Any]]]) -> dict[str, Any]:
         for method, by in measured.items()
     }
     figures: dict[str, Any] = {"log_perplexity": logs}
-    pairs = [(a, b, f"{a}_vs_{b}") for a in ("prunenet", "folding") for b in ("random", "row-norms")]
+    pairs = [(a, b, f"{a}_vs_{b}") for a in ("prunenet", "folding", "alignment") for b in ("random", "row-norms")]
     for first, second, name in [*pairs, ("prunenet-40", "prunenet", "reuse")]:
         mine, theirs = logs.get(first, {}), logs.get(second, {})
         figures[name] = {s: float(np.mean(mine[s]) / np.mean(theirs[s])) for s in mine if s in theirs}
@@ -130,6 +130,8 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         "prunenet_vs_row-norms": "< 1",
         "folding_vs_random": "",
         "folding_vs_row-norms": "",
+        "alignment_vs_random": "",
+        "alignment_vs_row-norms": "",
         "reuse": "1 ± 0.02",
     }
     return found + [

@@ -98,7 +98,7 @@ def prune(
         str | None,
         typer.Option(
             help="No policy: 'magnitude', 'wanda', 'sparsegpt' or 'sparsellm' sets weights to zero; 'prunenet', "
-            "'folding', 'row-norms' or 'random' removes neurons without data."
+            "'folding', 'alignment', 'row-norms' or 'random' removes neurons without data."
         ),
     ] = None,
     sparsity: Annotated[float | None, typer.Option(help="With --pruner: share of every matrix that goes.")] = None,

@@ -23,11 +23,19 @@ from unicuco.models.sites import find_blocks
 from unicuco.models.swap import SwitchableModel
 from unicuco.pruners.base import pruned_blocks
 from unicuco.pruners.folding import fold_blocks
-from unicuco.pruners.neurons import NeuronPruner, gate_matrices, keep_neurons, largest_rows, random_neurons
+from unicuco.pruners.neurons import (
+    NeuronPruner,
+    aligned_neurons,
+    gate_matrices,
+    keep_neurons,
+    largest_rows,
+    random_neurons,
+    up_matrices,
+)
 from unicuco.pruners.policyfile import check_free, is_prunenet, load_prunenet, save_prunenet
 from unicuco.pruners.prunenet import Progress, PruneNetConfig, choose_neurons, train_policy
 
-DataFreeMethod = Literal["prunenet", "folding", "row-norms", "random"]
+DataFreeMethod = Literal["prunenet", "folding", "alignment", "row-norms", "random"]
 DATA_FREE: tuple[DataFreeMethod, ...] = get_args(DataFreeMethod)
 
 
@@ -77,6 +85,8 @@ def data_free_pruner(
     gates = gate_matrices(base.model)
     if config.method == "random":
         kept = random_neurons(gates, config.sparsity, config.seed)
+    elif config.method == "alignment":
+        kept = aligned_neurons(gates, up_matrices(base.model), config.sparsity)
     elif config.method == "row-norms":
         kept = largest_rows(gates, config.sparsity)
     else:

@@ -74,7 +74,8 @@ def k_means(points: Tensor, count: int, generator: torch.Generator, steps: int =
 
 def _spread(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Indices of ``count`` points, each drawn in proportion to its squared distance from those before it."""
-    norms = points.square().sum(1)
+    products = points @ points.T
+    norms = products.diagonal()
     chosen = torch.empty(count, dtype=torch.long)
     gaps = torch.ones(len(points), dtype=points.dtype)
     for i in range(count):
@@ -82,7 +83,7 @@ def _spread(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
             gaps = torch.ones_like(gaps)
             gaps[chosen[:i]] = 0
         chosen[i] = torch.multinomial(gaps, 1, generator=generator)[0]
-        gap = (norms + norms[chosen[i]] - 2 * points @ points[chosen[i]]).clamp_min(0)
+        gap = (norms + norms[chosen[i]] - 2 * products[chosen[i]]).clamp_min(0)
         gap[gap <= 1e-12 * norms[chosen[i]]] = 0  # a duplicate, but for rounding
         gaps = gap if i == 0 else torch.minimum(gaps, gap)
     return chosen

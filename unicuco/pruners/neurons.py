@@ -85,6 +85,21 @@ def largest_rows(gates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     return [highest(gate.float().norm(dim=1), neurons_left(len(gate), sparsity)) for gate in gates]
 
 
+def aligned_neurons(gates: Sequence[Tensor], ups: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    """Neurons that stay: those whose gate and up rows g and u have the largest |g · u|.
+
+    Ours. For inputs x of independent entries with equal variance, the mean of (g · x)(u · x) is in proportion to g · u:
+    without an aligned neuron, what the MLP adds on average is another.
+    """
+    pairs = zip(gates, ups, strict=True)
+    return [highest((gate * up).sum(1).abs(), neurons_left(len(gate), sparsity)) for gate, up in pairs]
+
+
 def gate_matrices(model: object) -> list[Tensor]:
     """Every block's gate matrix (``neurons x hidden``), float32, on the CPU, where draws are the same everywhere."""
     return [block.mlp.gate_proj.weight.detach().float().cpu() for block in find_blocks(model)]
+
+
+def up_matrices(model: object) -> list[Tensor]:
+    """Every block's up matrix, likewise."""
+    return [block.mlp.up_proj.weight.detach().float().cpu() for block in find_blocks(model)]

@@ -39,7 +39,7 @@ class PruneNetConfig(BaseModel):
     """Of the binary-concrete samples."""
     discount: float = Field(default=0.99, gt=0, le=1)
     weighs_more: Literal["early", "late"] = "late"
-    """Block b of n: ``discount ** b`` (early, as the authors' code has it) or ``discount ** (n - 1 - b)`` (late)."""
+    """Block b of n: ``discount ** b`` (early, the authors' code) or ``discount ** (n - 1 - b)`` (late, their text)."""
     baseline: bool = False
     """Whether a block's reward counts from the mean of its earlier episodes, not from 0 as in the paper."""
     seed: int = Field(default=0, ge=0)
