@@ -4,9 +4,10 @@
                                   [--tokens N] [--window N] [--minutes N] [--runs FOLDER] [--json FILE]
 
 Perplexity is of the first ``--tokens`` of ``--text`` in windows of ``--window`` (docs/protocol.md), float32. No other
-text is read. ``prunenet-40`` is a policy that learned at 0.4. Figures, per sparsity, of log-perplexities' means over seeds:
+text is read. ``prunenet-40`` is a policy that learned at 0.4. Figures, per sparsity, of log-perplexities' means over
+seeds:
 
-- ``prunenet_vs_random`` and ``prunenet_vs_row-norms``: ratio (goal: below 1), likewise for ``folding`` and ``alignment``;
+- ``prunenet_vs_random`` and ``prunenet_vs_row-norms``: ratio (goal: below 1); so for ``folding`` and ``alignment``;
 - ``reuse``: ``prunenet-40`` ÷ ``prunenet`` (goal: within 0.02 of 1).
 
 Every finished measurement lies under ``--runs``, so a benchmark that is cut off goes on where it stopped.
