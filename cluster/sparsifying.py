@@ -1,4 +1,4 @@
-"""``unicuco prune --pruner``: a base model in, a checkpoint with zeros out."""
+"""``unicuco prune --pruner``: a base model in, a checkpoint out: with zeros, or without data and smaller."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.console import Console
 from cluster.progress import stages
 from unicuco.errors import CheckpointError, RequestError
 from unicuco.request import explain_validation
+
+if TYPE_CHECKING:
+    from unicuco.calibration import CalibrationConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,17 @@ class CalibrationText:
     windows: int
     window_length: int
     seed: int
+
+    def config(self) -> CalibrationConfig:
+        from unicuco.calibration import CalibrationConfig, Domain
+
+        return CalibrationConfig(
+            domains=(Domain.parse(self.source),),
+            window_length=self.window_length,
+            calibration_windows=self.windows,
+            margin_windows=0,
+            seed=self.seed,
+        )
 
 
 def run_sparsify(
@@ -44,10 +59,6 @@ def run_sparsify(
     Raises:
         UniCuCoError: before any work where possible; nothing is left behind.
     """
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from unicuco.calibration import CalibrationConfig, Domain
     from unicuco.sparsify import SparsifyConfig, sparsify
 
     try:
@@ -56,25 +67,15 @@ def run_sparsify(
             sparsity=sparsity,
             pattern=pattern,
             allocation=allocation,  # type: ignore[arg-type]
-            calibration=CalibrationConfig(
-                domains=(Domain.parse(text.source),),
-                window_length=text.window_length,
-                calibration_windows=text.windows,
-                margin_windows=0,
-                seed=text.seed,
-            ),
+            calibration=text.config(),
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
         )
     except ValidationError as error:
         raise RequestError(f"{explain_validation(error)}.") from error
-    target = output or Path("checkpoints") / f"{Path(model).name}-{pruner}-{pattern or sparsity}".replace(":", "of")
-    if target.exists() and not replace:
-        raise CheckpointError(f"{target} exists already; choose another folder or say --replace.")
-    transformers_logging.disable_progress_bar()
-    if threads:
-        torch.set_num_threads(threads)
+    target = _target(model, output, f"{pruner}-{pattern or sparsity}", replace)
+    _quiet(threads)
     console = Console()
     with stages(console) as report:
         done = sparsify(model, config, target, replace, shlex.join(["unicuco", *sys.argv[1:]]), report)
@@ -86,3 +87,95 @@ def run_sparsify(
         f"checkpoint  {done.checkpoint.folder} (dense shapes: loads everywhere, no smaller and no faster)",
     ):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def run_data_free(
+    model: str,
+    pruner: str,
+    sparsity: float | None,
+    pattern: str | None,
+    calibration_options: set[str],
+    text: CalibrationText,
+    measure: bool,
+    policy: Path | None,
+    output: Path | None,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    replace: bool,
+    trust_remote_code: bool,
+) -> None:
+    """Writes the checkpoint and prints what was removed; reads text only to measure.
+
+    Args:
+        calibration_options: those that the user gave.
+
+    Raises:
+        UniCuCoError: before any work where possible; nothing is left behind.
+    """
+    from unicuco.datafree import DataFreeConfig, prune_data_free
+
+    if pattern is not None:
+        raise RequestError(f"'{pruner}' removes neurons, so there is no --pattern; give --sparsity.")
+    if calibration_options:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(calibration_options))
+        raise RequestError(f"'{pruner}' needs no calibration text; leave out {named}.")
+    if sparsity is None:
+        raise RequestError(f"'{pruner}' needs --sparsity, the share of every MLP's neurons that goes.")
+    try:
+        config = DataFreeConfig(
+            method=pruner,  # type: ignore[arg-type]  # the caller has checked it
+            sparsity=sparsity,
+            seed=text.seed,
+            policy=policy,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    except ValidationError as error:
+        raise RequestError(f"{explain_validation(error)}.") from error
+    target = _target(model, output, f"{pruner}-{sparsity}", replace)
+    _quiet(threads)
+    console = Console()
+    with stages(console) as report:
+        command = shlex.join(["unicuco", *sys.argv[1:]])
+        done = prune_data_free(model, config, target, text.config() if measure else None, replace, command, report)
+    size, found = done.checkpoint.size, done.measured
+    console.print(
+        f"pruned      {sparsity:.1%} of the neurons of every MLP removed ({pruner}, no text read for it)\n"
+        f"size        {size.params:,} parameters, {size.bytes / 1e6:.0f} MB; "
+        f"kept {size.kept:.3f}, ratio {size.ratio:.3f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if found:
+        console.print(
+            f"measured    KL {found['kl_heldout']:.3f}, perplexity {found['perplexity_heldout']:.2f} "
+            f"(dense {found['perplexity_heldout_dense']:.2f}) on {found['tokens_heldout']:,} fresh tokens",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"checkpoint  {done.checkpoint.folder}", highlight=False, soft_wrap=True)
+
+
+def is_data_free(pruner: str) -> bool:
+    """Whether ``pruner`` removes neurons by the weights alone."""
+    from unicuco.datafree import DATA_FREE
+
+    return pruner in DATA_FREE
+
+
+def _target(model: str, output: Path | None, name: str, replace: bool) -> Path:
+    target = output or Path("checkpoints") / f"{Path(model).name}-{name}".replace(":", "of")
+    if target.exists() and not replace:
+        raise CheckpointError(f"{target} exists already; choose another folder or say --replace.")
+    return target
+
+
+def _quiet(threads: int | None) -> None:
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    if threads:
+        torch.set_num_threads(threads)

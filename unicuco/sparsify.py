@@ -13,18 +13,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from unicuco.assess import hidden_states
+from unicuco.beforeafter import before_and_after
 from unicuco.calibration import CalibrationConfig, draw_windows
 from unicuco.checkpoint import CheckpointCard, CheckpointReport, write_checkpoint
 from unicuco.errors import StrategyError
 from unicuco.heldout import WINDOWS
-from unicuco.models.head import Head
 from unicuco.models.load import DTYPES, load_base_model, load_tokenizer
 from unicuco.models.sites import find_blocks
 from unicuco.pruners.depth import DepthPruner
 from unicuco.pruners.masks import Pattern
 from unicuco.pruners.owl import outlier_shares, owl_allocation
 from unicuco.pruners.sequential import Method, Report, matrices, prune_in_place
-from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
 from unicuco.space import Shape
 
 
@@ -116,26 +115,10 @@ def sparsify(
     torch.nn.Module.to(base.model, DTYPES[config.dtype])  # what is measured is what is stored
     report("reading fresh text, pruned", 0, 1)
     pruned, _ = hidden_states(base.model, fresh)
-    head = Head(base.model)
-    targets = torch.from_numpy(fresh.tokens).long().roll(-1, dims=1)
-    targets[:, -1] = -1
-    targets = targets.flatten().to(pruned.device)
-    with torch.inference_mode():
-        found = compare(pruned, Reference(hidden=dense.to(pruned.dtype)), targets, head, LOGITS_AT_ONCE, head)
-        before = compare(
-            dense.to(pruned.dtype), Reference(hidden=dense.to(pruned.dtype)), targets, head, LOGITS_AT_ONCE
-        )
     weights = [m.weight for block in find_blocks(base.model) for m in matrices(block).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     share = zeros / sum(weight.numel() for weight in weights)
-    kl, tokens = float(found.forward.mean()), int(fresh.tokens.size)
-    perplexity, perplexity_dense = (float(f.loss[targets >= 0].mean().exp()) for f in (found, before))
-    figures: dict[str, Any] = {
-        "kl_heldout": kl,
-        "perplexity_heldout": perplexity,
-        "perplexity_heldout_dense": perplexity_dense,
-        "tokens_heldout": tokens,
-    }
+    figures: dict[str, Any] = before_and_after(base.model, dense, pruned, fresh)
     if traces[0]:
         figures["ffn_error_mean"] = sum(t.errors[t.best] for t in traces if t) / len(traces)
     if config.allocation != "uniform":
@@ -154,4 +137,11 @@ def sparsify(
     pruner = DepthPruner(base)
     pruner.name = config.method
     done = write_checkpoint(base, tokenizer, pruner, shape, Path(target), "padded", card, replace=replace)
-    return Sparsified(done, share, kl, perplexity, perplexity_dense, tokens)
+    return Sparsified(
+        done,
+        share,
+        figures["kl_heldout"],
+        figures["perplexity_heldout"],
+        figures["perplexity_heldout_dense"],
+        figures["tokens_heldout"],
+    )

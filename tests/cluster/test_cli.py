@@ -130,6 +130,20 @@ def test_prune_with_a_sparsity_pruner_needs_no_policy(
     assert run(monkeypatch, "prune", world.model, *options) == 2 and "exists already" in sentence(capsys)
 
 
+def test_prune_without_data_learns_a_policy_once_and_reuses_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned, order = tmp_path / "learned", ("prune", world.model, "--pruner", "prunenet", "--no-measure", *FLOAT)
+    order += ("--prunenet-policy", learned)
+    assert run(monkeypatch, *order, "--sparsity", 0.25, "--output", tmp_path / "first") == 0
+    written = (learned / "policy.json").read_bytes()
+    assert "25.0% of the neurons" in capsys.readouterr().out
+    assert run(monkeypatch, *order, "--sparsity", 0.5, "--output", tmp_path / "second") == 0
+    assert (learned / "policy.json").read_bytes() == written
+    sizes = [json.loads((tmp_path / n / "unicuco.json").read_text())["size"]["params"] for n in ("first", "second")]
+    assert sizes[0] > sizes[1]
+
+
 def test_a_base_model_with_code_of_its_own_is_pruned_once_that_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +197,12 @@ def give_it_code(model: Path) -> None:
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--dtype", "int8"), "dtype"),
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--device", "abacus"), "abacus"),
         (("prune", "MODEL", "--pruner", "guess", "--sparsity", 0.5, "--output", "OUT"), "'sparsegpt' or 'sparsellm'"),
+        (("prune", "MODEL", "--pruner", "folding", "--pattern", "2:4", "--output", "OUT"), "no --pattern"),
+        (("prune", "MODEL", "--pruner", "folding", "--output", "OUT"), "needs --sparsity"),
+        (("prune", "MODEL", "--pruner", "prunenet", "--sparsity", 0.5, "--windows", 4), "leave out --windows"),
+        (("prune", "MODEL", "--pruner", "folding", "--sparsity", 1.5, "--output", "OUT"), "less than 1"),
+        (("prune", "MODEL", "--pruner", "folding", "--sparsity", 0.5, "--prunenet-policy", "OUT"), "only 'prunenet'"),
+        (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--no-measure"), "belong to the pruners without"),
         (("prune", "MODEL", "--pruner", "wanda", "--output", "OUT"), "either a sparsity or a pattern"),
         (("prune", "MODEL", "--pruner", "wanda", "--pattern", "5:4", "--output", "OUT"), "N:M"),
         (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--kept", 0.5, "--output", "OUT"), "no request"),
