@@ -241,6 +241,11 @@ def serve(
     run_serve(make_config(service_values(policies or [], config, given, dtype)), host, port, fast, address)
 
 
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def _asked(
     kept: float | None,
     ratio: float | None,

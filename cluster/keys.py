@@ -38,8 +38,3 @@ def list_keys(file: KeysFile = Path("keys.json")) -> None:
     from cluster.service.keys import KeyFile
 
     typer.echo("\n".join(KeyFile(file).read()))
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
