@@ -67,6 +67,8 @@ def check(command: str) -> None:
         from cluster.cli import app
 
         parse(typer.main.get_command(app), rest)
+    elif program == "python":
+        check_training(words)
     elif program == "curl":
         check_call(rest)
     else:
