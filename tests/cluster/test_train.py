@@ -210,7 +210,8 @@ def test_kill_of_the_whole_run_loses_nothing(ray_session: None, inputs: tuple[Pa
 
     result = resume(run, console=quiet())
     ids = finished_ids(run)
-    assert len(ids) == len(set(ids)) == 30 == result.evaluations
+    assert (result.evaluations, result.failed) == (30, 0), (run / "log.jsonl").read_text()
+    assert len(ids) == len(set(ids)) == 30
     after = {e.eval_id: e for e in EvaluationLog(run / "evaluations").read()}
     assert all(repr(after[eval_id]) == repr(evaluation) for eval_id, evaluation in before.items())  # nan != nan
     assert len({e.levels for e in after.values()}) == 30, "no strategy was measured twice"

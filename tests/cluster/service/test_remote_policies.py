@@ -66,7 +66,8 @@ def test_a_checkpoint_is_built_and_its_measurement_goes_back(uri: str, tiny_run:
             assert wait_for(client, entered["id"])["state"] == "done"
     finally:
         (tmp_path / "away").rename(recorded["folder"])
-    logged = RemoteLog(tmp_path / "read", Store(uri)).read()
-    (back,) = [e for e in logged if e.eval_id.startswith("checkpoint-")]
+    before = {e.eval_id for e in EvaluationLog(tiny_run / "evaluations").read()}  # other tests build checkpoints too
+    (back,) = [e for e in RemoteLog(tmp_path / "read", Store(uri)).read() if e.eval_id not in before]
+    assert back.eval_id.startswith("checkpoint-")
     assert list(back.levels) == entered["answer"]["levels"] and back.kl > 0
     assert (tmp_path / "cache" / "preparations" / recorded["digest"][:24] / "order.safetensors").is_file()
