@@ -34,8 +34,11 @@ def make_text(path: Path) -> Path:
 
 
 def options(model: Path, text: Path, run: Path, evaluations: int) -> list[str]:
-    """The command line; a file beside the text asks for short trainings, and for no margins: each costs as much as several
-    evaluations, and how many there are depends on how fast trainings come, so that runs would not end at a count."""
+    """The command line; a file beside the text asks for short trainings, and for no margins.
+
+    Each margin costs as much as several evaluations, and how many there are depends on how fast trainings come: runs
+    would not end at a count.
+    """
     brief = text.with_name("brief.json")
     brief.write_text('{"learner": {"margins": 0, "stratnet": {"steps": 20}}}')
     return [
