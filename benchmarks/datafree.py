@@ -25,9 +25,11 @@ import numpy as np
 import torch
 
 from benchmarks.harness import MODEL, console, finish, parser, surroundings
-from benchmarks.pruners import perplexity
+from unicuco.assess import hidden_states
+from unicuco.beforeafter import perplexity
 from unicuco.calibration import Domain, Windows, first_windows, read_text
 from unicuco.datafree import DataFreeConfig, data_free_pruner
+from unicuco.models.head import Head
 from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.models.swap import SwitchableModel
 from unicuco.pruners.base import pruned_blocks
@@ -88,7 +90,8 @@ def measure(
     switch = SwitchableModel(base.model)
     switch.apply(pruned_blocks(pruner, pruner.shape))
     try:
-        found = {"log_perplexity": math.log(perplexity(base.model, text)), "seconds": seconds}
+        hidden, _ = hidden_states(base.model, text)
+        found = {"log_perplexity": math.log(perplexity(Head(base.model), hidden, text)), "seconds": seconds}
     finally:
         switch.restore()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,6 @@ Every finished measurement lies under ``--runs``, so a benchmark that is cut off
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,13 @@ import torch
 
 from benchmarks.harness import MODEL, console, finish, parser, surroundings
 from unicuco.assess import hidden_states
+from unicuco.beforeafter import perplexity
 from unicuco.calibration import CalibrationConfig, Domain, Windows, draw_windows, first_windows, read_text
 from unicuco.models.head import Head
 from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.models.sites import find_blocks
-from unicuco.pruners.sequential import METHODS, READERS, matrices, prune_in_place, run_blocks
+from unicuco.pruners.sequential import METHODS, READERS, count_zeros, matrices, prune_in_place, run_blocks
 from unicuco.pruners.sparsegpt import inverse_factor
-from unicuco.reference import LOGITS_AT_ONCE
 from unicuco.storage import write_json
 
 TOKENS, WINDOW = 20480, 2048
@@ -85,34 +84,20 @@ def measure(folder: Path, method: str, sparsity: float, windows: Windows, text: 
     found: dict[str, Any] = {}
     if method != "dense":
         began = time.perf_counter()
-        blocks = find_blocks(model)
-        traces = prune_in_place(model, windows, method, [(sparsity, sparsity)] * len(blocks))  # type: ignore[arg-type]
+        each = [(sparsity, sparsity)] * len(find_blocks(model))
+        traces = prune_in_place(model, windows, method, each)  # type: ignore[arg-type]
         found["seconds"] = time.perf_counter() - began
-        weights = [m.weight for block in blocks for m in matrices(block).values()]
-        found["zeros"] = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+        zeros, weights = count_zeros(model)
+        found["zeros"] = zeros / weights
         if traces[0]:
             kept = [trace for trace in traces if trace]
             found["ffn_error_first"] = float(np.mean([trace.errors[0] for trace in kept]))
             found["ffn_error_best"] = float(np.mean([trace.errors[trace.best] for trace in kept]))
             found["best_epochs"] = [trace.best for trace in kept]
-    found["perplexity"] = perplexity(model, text)
+    found["perplexity"] = perplexity(Head(model), hidden_states(model, text)[0], text)
     write_json(path, found)
     console.print(f"{method} at {sparsity:g}: perplexity {found['perplexity']:.2f} ({found.get('seconds', 0):.0f} s)")
     return found
-
-
-def perplexity(model: Any, text: Windows) -> float:
-    """exp of the mean −log p of every token but the first of each window."""
-    hidden, _ = hidden_states(model, text)
-    head, total = Head(model), 0.0
-    states = hidden.view(*text.tokens.shape, -1)
-    with torch.inference_mode():
-        for row, state in zip(torch.from_numpy(text.tokens).long(), states, strict=True):
-            for i in range(0, len(row) - 1, LOGITS_AT_ONCE):
-                targets = row[i + 1 : i + 1 + LOGITS_AT_ONCE]
-                logits = head(state[i : i + len(targets)]).float()
-                total += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
-    return math.exp(total / (text.tokens.size - len(text.tokens)))
 
 
 def timing(windows: Windows, few: int = 8) -> dict[str, float]:

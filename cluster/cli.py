@@ -127,20 +127,20 @@ def prune(
     """
     asked = _asked(kept, ratio, params, max_bytes, max_kl, preference)
     if pruner is not None:
-        from cluster.sparsifying import CalibrationText, is_data_free, run_data_free, run_sparsify
+        from cluster.sparsifying import CalibrationText, How, is_data_free, run_data_free, run_sparsify
 
         if asked or model or layout != "hetero":
             raise RequestError("With --pruner give --sparsity or --pattern, and no request, --model, --layout.")
         text = CalibrationText(calibration, windows, window_length, seed)
-        how = (dtype, device, threads, replace, trust_remote_code)
+        how = How(dtype, device, threads, replace, trust_remote_code)
         base = policy or "smollm2"
         if is_data_free(pruner):
             given = {name for name in CALIBRATION_OPTIONS if _was_given(context, name)}
-            run_data_free(base, pruner, sparsity, pattern, given, text, measure, prunenet_policy, output, *how)
+            run_data_free(base, pruner, sparsity, pattern, given, text, measure, prunenet_policy, output, how)
             return
         if prunenet_policy or not measure:
             raise RequestError("--prunenet-policy and --no-measure belong to the pruners without data.")
-        run_sparsify(base, pruner, sparsity, pattern, allocation, text, output, *how)
+        run_sparsify(base, pruner, sparsity, pattern, allocation, text, output, how)
         return
     if sparsity is not None or pattern is not None or prunenet_policy is not None:
         raise RequestError("--sparsity, --pattern and --prunenet-policy belong to --pruner.")

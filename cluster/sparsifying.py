@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -40,6 +42,20 @@ class CalibrationText:
         )
 
 
+@dataclass(frozen=True)
+class How:
+    """What every pruner is told besides: how to load the base model, and how to write."""
+
+    dtype: str
+    device: str
+    threads: int | None
+    replace: bool
+    trust_remote_code: bool
+
+    def loading(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
+
+
 def run_sparsify(
     model: str,
     pruner: str,
@@ -48,11 +64,7 @@ def run_sparsify(
     allocation: str,
     text: CalibrationText,
     output: Path | None,
-    dtype: str,
-    device: str,
-    threads: int | None,
-    replace: bool,
-    trust_remote_code: bool,
+    how: How,
 ) -> None:
     """Writes the checkpoint and prints what was measured.
 
@@ -61,28 +73,23 @@ def run_sparsify(
     """
     from unicuco.sparsify import SparsifyConfig, sparsify
 
-    try:
+    with _explained():
         config = SparsifyConfig(
             method=pruner,  # type: ignore[arg-type]  # pydantic says what is allowed
             sparsity=sparsity,
             pattern=pattern,
             allocation=allocation,  # type: ignore[arg-type]
             calibration=text.config(),
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
+            **how.loading(),
         )
-    except ValidationError as error:
-        raise RequestError(f"{explain_validation(error)}.") from error
-    target = _target(model, output, f"{pruner}-{pattern or sparsity}", replace)
-    _quiet(threads)
+    target = _target(model, output, f"{pruner}-{pattern or sparsity}", how.replace)
+    _quiet(how.threads)
     console = Console()
     with stages(console) as report:
-        done = sparsify(model, config, target, replace, shlex.join(["unicuco", *sys.argv[1:]]), report)
+        done = sparsify(model, config, target, how.replace, shlex.join(["unicuco", *sys.argv[1:]]), report)
     for line in (
         f"pruned      {done.zeros:.1%} of the weights in the blocks' matrices are zero ({pruner})",
-        f"measured    KL {done.kl:.3f}, perplexity {done.perplexity:.2f} (dense {done.perplexity_dense:.2f}) on "
-        f"{done.tokens:,} fresh tokens",
+        _measured_line(done.measured),
         f"reloaded    in a fresh process, logits agree ({done.checkpoint.seconds:.0f} s to write and check)",
         f"checkpoint  {done.checkpoint.folder} (dense shapes: loads everywhere, no smaller and no faster)",
     ):
@@ -99,11 +106,7 @@ def run_data_free(
     measure: bool,
     policy: Path | None,
     output: Path | None,
-    dtype: str,
-    device: str,
-    threads: int | None,
-    replace: bool,
-    trust_remote_code: bool,
+    how: How,
 ) -> None:
     """Writes the checkpoint and prints what was removed; reads text only to measure.
 
@@ -122,40 +125,31 @@ def run_data_free(
         raise RequestError(f"'{pruner}' needs no calibration text; leave out {named}.")
     if sparsity is None:
         raise RequestError(f"'{pruner}' needs --sparsity, the share of every MLP's neurons that goes.")
-    try:
+    with _explained():
         config = DataFreeConfig(
             method=pruner,  # type: ignore[arg-type]  # the caller has checked it
             sparsity=sparsity,
             seed=text.seed,
             policy=policy,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
+            **how.loading(),
         )
-    except ValidationError as error:
-        raise RequestError(f"{explain_validation(error)}.") from error
-    target = _target(model, output, f"{pruner}-{sparsity}", replace)
-    _quiet(threads)
+    target = _target(model, output, f"{pruner}-{sparsity}", how.replace)
+    _quiet(how.threads)
     console = Console()
     with stages(console) as report:
         command = shlex.join(["unicuco", *sys.argv[1:]])
-        done = prune_data_free(model, config, target, text.config() if measure else None, replace, command, report)
-    size, found = done.checkpoint.size, done.measured
-    console.print(
-        f"pruned      {sparsity:.1%} of the neurons of every MLP removed ({pruner}, no text read for it)\n"
+        fresh = text.config() if measure else None
+        done = prune_data_free(model, config, target, fresh, how.replace, command, report)
+    size = done.checkpoint.size
+    lines = [
+        f"pruned      {sparsity:.1%} of the neurons of every MLP removed ({pruner}, no text read for it)",
         f"size        {size.params:,} parameters, {size.bytes / 1e6:.0f} MB; "
         f"kept {size.kept:.3f}, ratio {size.ratio:.3f}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if found:
-        console.print(
-            f"measured    KL {found['kl_heldout']:.3f}, perplexity {found['perplexity_heldout']:.2f} "
-            f"(dense {found['perplexity_heldout_dense']:.2f}) on {found['tokens_heldout']:,} fresh tokens",
-            highlight=False,
-            soft_wrap=True,
-        )
-    console.print(f"checkpoint  {done.checkpoint.folder}", highlight=False, soft_wrap=True)
+    ]
+    if done.measured:
+        lines.append(_measured_line(done.measured))
+    for line in [*lines, f"checkpoint  {done.checkpoint.folder}"]:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def is_data_free(pruner: str) -> bool:
@@ -163,6 +157,22 @@ def is_data_free(pruner: str) -> bool:
     from unicuco.datafree import DATA_FREE
 
     return pruner in DATA_FREE
+
+
+def _measured_line(found: dict[str, Any]) -> str:
+    return (
+        f"measured    KL {found['kl_heldout']:.3f}, perplexity {found['perplexity_heldout']:.2f} "
+        f"(dense {found['perplexity_heldout_dense']:.2f}) on {found['tokens_heldout']:,} fresh tokens"
+    )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """A configuration that makes no sense as one sentence."""
+    try:
+        yield
+    except ValidationError as error:
+        raise RequestError(f"{explain_validation(error)}.") from error
 
 
 def _target(model: str, output: Path | None, name: str, replace: bool) -> Path:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unicuco.assess import hidden_states
 from unicuco.beforeafter import before_and_after
-from unicuco.calibration import CalibrationConfig, draw_windows
+from unicuco.calibration import CalibrationConfig, Windows, draw_windows
 from unicuco.checkpoint import CheckpointCard, CheckpointReport, write_checkpoint
 from unicuco.heldout import WINDOWS
 from unicuco.models.load import BaseModel as Base
@@ -126,11 +126,12 @@ def prune_data_free(
     """
     base = load_base_model(model, config.dtype, config.device, config.trust_remote_code)
     tokenizer = load_tokenizer(base.source, config.trust_remote_code)
+    fresh = draw_windows(measure, tokenizer, "heldout", WINDOWS) if measure else None  # too short a text: say so now
     pruner = data_free_pruner(base, config, report)
     measured: dict[str, Any] = {}
-    if measure:
+    if fresh:
         report("reading fresh text", 0, 1)
-        measured = _measured(base, pruner, tokenizer, measure)
+        measured = _measured(base, pruner, fresh)
     card = CheckpointCard(
         request=config.model_dump(mode="json", exclude_none=True),
         measured=measured,
@@ -142,8 +143,7 @@ def prune_data_free(
     return DataFree(done, measured)
 
 
-def _measured(base: Base, pruner: NeuronPruner, tokenizer: Any, text: CalibrationConfig) -> dict[str, float]:
-    fresh = draw_windows(text, tokenizer, "heldout", WINDOWS)
+def _measured(base: Base, pruner: NeuronPruner, fresh: Windows) -> dict[str, float]:
     dense, _ = hidden_states(base.model, fresh)
     switch = SwitchableModel(base.model)
     switch.apply(pruned_blocks(pruner, pruner.shape))

@@ -19,11 +19,10 @@ from unicuco.checkpoint import CheckpointCard, CheckpointReport, write_checkpoin
 from unicuco.errors import StrategyError
 from unicuco.heldout import WINDOWS
 from unicuco.models.load import DTYPES, load_base_model, load_tokenizer
-from unicuco.models.sites import find_blocks
 from unicuco.pruners.depth import DepthPruner
 from unicuco.pruners.masks import Pattern
 from unicuco.pruners.owl import outlier_shares, owl_allocation
-from unicuco.pruners.sequential import Method, Report, matrices, prune_in_place
+from unicuco.pruners.sequential import Method, Report, count_zeros, prune_in_place
 from unicuco.space import Shape
 
 
@@ -73,18 +72,15 @@ class SparsifyConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Sparsified:
-    """A checkpoint with what was measured on fresh text, nats per token.
+    """A checkpoint, the share of the blocks' matrices that is zero, and what was measured on fresh text.
 
     Attributes:
-        zeros: share of the blocks' matrices that is zero.
+        measured: as ``unicuco.beforeafter`` names it, nats per token; SparseLLM's mean error and OWL's sparsities too.
     """
 
     checkpoint: CheckpointReport
     zeros: float
-    kl: float
-    perplexity: float
-    perplexity_dense: float
-    tokens: int
+    measured: dict[str, Any]
 
 
 def sparsify(
@@ -115,9 +111,7 @@ def sparsify(
     torch.nn.Module.to(base.model, DTYPES[config.dtype])  # what is measured is what is stored
     report("reading fresh text, pruned", 0, 1)
     pruned, _ = hidden_states(base.model, fresh)
-    weights = [m.weight for block in find_blocks(base.model) for m in matrices(block).values()]
-    zeros = sum(int((weight == 0).sum()) for weight in weights)
-    share = zeros / sum(weight.numel() for weight in weights)
+    zeros, weights = count_zeros(base.model)
     figures: dict[str, Any] = before_and_after(base.model, dense, pruned, fresh)
     if traces[0]:
         figures["ffn_error_mean"] = sum(t.errors[t.best] for t in traces if t) / len(traces)
@@ -134,14 +128,6 @@ def sparsify(
     report("writing and reloading", 0, 1)
     blocks = geometry.blocks
     shape = Shape(tuple(block.groups for block in blocks), tuple(block.neurons for block in blocks))
-    pruner = DepthPruner(base)
-    pruner.name = config.method
+    pruner = DepthPruner(base, config.method)
     done = write_checkpoint(base, tokenizer, pruner, shape, Path(target), "padded", card, replace=replace)
-    return Sparsified(
-        done,
-        share,
-        figures["kl_heldout"],
-        figures["perplexity_heldout"],
-        figures["perplexity_heldout_dense"],
-        figures["tokens_heldout"],
-    )
+    return Sparsified(done, zeros / weights, figures)

@@ -11,9 +11,12 @@ from unicuco.pruners.base import PrunedBlock
 class DepthPruner:
     """Keeps a sublayer whole or drops it."""
 
-    name = "depth"
-
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: BaseModel, name: str = "depth") -> None:
+        """
+        Args:
+            name: of what made the base model's tensors what they are, where they are dense no more.
+        """
+        self.name = name
         self._geometry = base.geometry
         self._blocks = find_blocks(base.model)
 

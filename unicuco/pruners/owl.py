@@ -14,7 +14,7 @@ import torch
 from unicuco.calibration import Windows
 from unicuco.errors import StrategyError
 from unicuco.models.sites import find_blocks
-from unicuco.pruners.sequential import READERS, enter, gather, matrices, run
+from unicuco.pruners.sequential import READERS, enter, gather, matrices
 
 MULTIPLE = 5.0
 """How many times the mean makes an outlier (M in the paper)."""
@@ -29,7 +29,7 @@ def outlier_shares(model: Any, windows: Windows, multiple: float = MULTIPLE) -> 
     hidden, calls = enter(model, blocks, windows)
     shares = []
     for block, call in zip(blocks, calls, strict=True):
-        energies = gather(block, hidden, call, "wanda").squares
+        energies = gather(block, hidden, call, "wanda", keep=True).squares
         own, outliers, count = matrices(block), 0, 0
         for names, energy in zip(READERS, energies, strict=True):
             for name in names:
@@ -37,7 +37,6 @@ def outlier_shares(model: Any, windows: Windows, multiple: float = MULTIPLE) -> 
                 outliers += int((scores > multiple * scores.mean()).sum())
                 count += scores.numel()
         shares.append(outliers / count)
-        run(block, hidden, call, keep=True)
     return np.array(shares)
 
 

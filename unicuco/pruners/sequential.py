@@ -106,6 +106,12 @@ def matrices(block: Block) -> dict[str, nn.Linear]:
     }
 
 
+def count_zeros(model: Any) -> tuple[int, int]:
+    """How many weights of the matrices that are pruned are zero, and how many there are."""
+    weights = [matrix.weight for block in find_blocks(model) for matrix in matrices(block).values()]
+    return sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
+
+
 def _check(
     blocks: list[Block], method: Method, sparsity: Sequence[tuple[float, float]], pattern: Pattern | None
 ) -> None:
@@ -169,13 +175,13 @@ def run(block: Block, hidden: Tensor, call: dict[str, Any], keep: bool = False) 
             hidden[i] = (found[0] if isinstance(found, tuple) else found)[0]
 
 
-def gather(block: Block, hidden: Tensor, call: dict[str, Any], method: Method) -> BlockInputs:
-    """What the matrices of ``block`` read on every window, as ``method`` wants to know it."""
+def gather(block: Block, hidden: Tensor, call: dict[str, Any], method: Method, keep: bool = False) -> BlockInputs:
+    """What the matrices of ``block`` read on every window, as ``method`` wants to know it; ``keep`` as for ``run``."""
     found, own = BlockInputs(), matrices(block)
     for names in READERS:
-        size = own[names[0]].in_features
-        shape = (size,) if method == "wanda" else (size, size)
-        found.squares.append(torch.zeros(shape, dtype=torch.float32, device=hidden.device))
+        matrix = own[names[0]]
+        shape = (matrix.in_features,) * (1 if method == "wanda" else 2)
+        found.squares.append(torch.zeros(shape, dtype=torch.float32, device=matrix.weight.device))
     seen: list[tuple[Tensor, Tensor]] = []
 
     def square(place: int) -> Callable[..., None]:
@@ -194,7 +200,7 @@ def gather(block: Block, hidden: Tensor, call: dict[str, Any], method: Method) -
                 hooks.append(own[names[0]].register_forward_pre_hook(square(place)))
         if method == "sparsellm":
             hooks.append(block.mlp.register_forward_hook(lambda m, i, o: seen.append((i[0][0].float(), o[0].float()))))
-        run(block, hidden, call)
+        run(block, hidden, call, keep)
     if seen:
         found.ffn = torch.cat([x for x, _ in seen]), torch.cat([y for _, y in seen])
     return found
