@@ -21,6 +21,8 @@ from unicuco.surrogate import NOISE_FLOOR
 
 REMEMBERED = 4096
 """Strategies; the oldest are forgotten first."""
+DIGITS = 9
+"""Significant digits of what is promised."""
 
 
 @dataclass(frozen=True)
@@ -107,5 +109,7 @@ def _intervals(log_kl: np.ndarray, reach: np.ndarray) -> np.ndarray:
 
 
 def _promise(row: np.ndarray) -> Promise:
-    kl, low, high = row.tolist()
+    # Sums run in another order when other strategies are worked out beside this one, and differ by 1e-14. What is
+    # promised for a strategy must not depend on that, or two replicas would contradict each other.
+    kl, low, high = (float(f"{value:.{DIGITS}g}") for value in row)
     return Promise(kl=kl, kl_low=low, kl_high=high)

@@ -61,6 +61,14 @@ def test_together_alone_and_from_memory_they_are_the_same(policy: Policy) -> Non
     assert mixed[3:] == [*together[:2], together[0]]
 
 
+def test_what_is_promised_does_not_depend_on_the_company(policy: Policy) -> None:
+    levels, company = drawn(60), drawn(500, seed=1)
+    alone = Prospects(policy.parts)
+    own = [alone(row[None], 2)[0].answer for row in levels]
+    beside = Prospects(policy.parts)(np.vstack([company, levels]), 2)[len(company) :]
+    assert own == [prospect.answer for prospect in beside]
+
+
 def test_bytes_are_those_asked_for(policy: Policy) -> None:
     levels = drawn(3)
     for bytes_per_param in (2, 4, 2):
