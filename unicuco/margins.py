@@ -109,9 +109,9 @@ def _unseen(model: Any, shape: Shape) -> set[tuple[str, int]]:
     """Dropped sublayers whose output goes through a norm: its gradient at zero says nothing about any step from it."""
     found = set()
     for b, block in enumerate(find_blocks(model)):
-        if len(block.attention_norms) > 1 and not shape.groups[b]:
+        if block.normed_outputs and not shape.groups[b]:
             found.add(("attention", b))
-        if len(block.mlp_norms) > 1 and not shape.neurons[b]:
+        if block.normed_outputs and not shape.neurons[b]:
             found.add(("mlp", b))
     return found
 

@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .attention_unicuco import fast_attention
-from .configuration_unicuco import FAMILIES, class_name, config_class, family_class
+from .configuration_unicuco import FAMILIES, NEURONS, class_name, config_class, family_class
+
+_HEADS_DIVIDE_HIDDEN_SIZE = ("gpt2", "opt")
 
 
 class Nothing(nn.Module):
@@ -31,19 +34,52 @@ class Nothing(nn.Module):
         return (zeros, None) if self.is_attention else zeros
 
 
+NORMS = (  # of the attention and of the MLP; the first pair that a layer has is its own
+    (("input_layernorm", "post_attention_layernorm"), ("pre_feedforward_layernorm", "post_feedforward_layernorm")),
+    (("post_attention_layernorm",), ("post_feedforward_layernorm",)),
+    (("input_layernorm",), ("post_attention_layernorm",)),
+    (("ln_1",), ("ln_2",)),
+    (("self_attn_layer_norm",), ("final_layer_norm",)),
+)
+
+
 def _drop(layer: nn.Module, sublayer: str) -> None:
     """Takes the attention or the MLP, and the norms that serve only it, out of ``layer``."""
-    sandwich = hasattr(layer, "pre_feedforward_layernorm")  # norms before and after each sublayer, as in Gemma
+    norms = next(pair for pair in NORMS if all(hasattr(layer, name) for names in pair for name in names))
     if sublayer == "attention":
-        layer.self_attn = Nothing(is_attention=True)
-        norms = ("input_layernorm", "post_attention_layernorm") if sandwich else ("input_layernorm",)
+        setattr(layer, "attn" if hasattr(layer, "attn") else "self_attn", Nothing(is_attention=True))
+    elif hasattr(layer, "fc1"):  # OPT's MLP has no module of its own
+        layer.fc1, layer.activation_fn, layer.fc2 = nn.Identity(), nn.Identity(), Nothing(is_attention=False)
     else:
         layer.mlp = Nothing(is_attention=False)
-        norms = (
-            ("pre_feedforward_layernorm", "post_feedforward_layernorm") if sandwich else ("post_attention_layernorm",)
-        )
-    for norm in norms:
+    for norm in norms[0 if sublayer == "attention" else 1]:
         setattr(layer, norm, nn.Identity())
+
+
+class _OwnHeads:
+    """The model's configuration with one layer's number of heads, for attentions that ask for it at every call."""
+
+    def __init__(self, config: Any, own: Any) -> None:
+        self._config, self.num_attention_heads = config, own.num_attention_heads
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_config":  # while it is being copied
+            raise AttributeError(name)
+        return getattr(self._config, name)
+
+
+def _narrow(attention: Any, heads: int) -> None:
+    """Gives an attention whose family divides the hidden size by the number of heads fewer heads of the same width."""
+    hidden, width = attention.embed_dim, heads * attention.head_dim
+    attention.num_heads = heads
+    if hasattr(attention, "c_attn"):
+        attention.split_size = width
+        attention.c_attn, attention.c_proj = Conv1D(3 * width, hidden), Conv1D(hidden, width)
+    else:
+        bias = attention.out_proj.bias is not None
+        for name in ("q_proj", "k_proj", "v_proj"):
+            setattr(attention, name, nn.Linear(hidden, width, bias))
+        attention.out_proj = nn.Linear(width, hidden, bias)
 
 
 def _without_layers(config: Any) -> Any:
@@ -62,8 +98,15 @@ def _layer_class(family: str) -> type:
 
         def __init__(self, config: Any, layer_idx: int) -> None:
             own = copy.copy(config.per_layer_config[layer_idx])
+            heads = own.num_attention_heads
+            if family in _HEADS_DIVIDE_HIDDEN_SIZE:
+                own.num_attention_heads = own.hidden_size // own.head_dim
             super().__init__(own, layer_idx)
-            self.self_attn.config = config  # so that set_attn_implementation reaches it
+            attention: Any = self.attn if hasattr(self, "attn") else self.self_attn
+            if family in _HEADS_DIVIDE_HIDDEN_SIZE:
+                _narrow(attention, heads)
+            # Not the layer's own copy, so that set_attn_implementation reaches it.
+            attention.config = _OwnHeads(config, own) if hasattr(attention, "qkv_proj") else config
             if "mlp" in getattr(own, "skip", []):
                 _drop(self, "mlp")
             extra = (config.extra_mlps or {}).get(str(layer_idx), {})
@@ -74,7 +117,7 @@ def _layer_class(family: str) -> type:
         @staticmethod
         def _mlp_block(config: Any, layer_idx: int, neurons: int) -> nn.Module:
             own = copy.copy(config)
-            own.intermediate_size = neurons
+            setattr(own, NEURONS.get(family, "intermediate_size"), neurons)
             block = plain_layer(own, layer_idx)
             _drop(block, "attention")
             return block
@@ -106,9 +149,16 @@ def _classes(family: str) -> dict[str, type]:
 
     def init_model(self: Any, config: Any) -> None:
         nobody_chose = config._attn_implementation is None
-        plain_model.__init__(self, _without_layers(config))
+        plain = _without_layers(config)
+        plain_model.__init__(self, plain)
         _take_config(self, config)
-        self.layers = nn.ModuleList([layer(config, index) for index in range(config.num_hidden_layers)])
+        layers = nn.ModuleList([layer(config, index) for index in range(config.num_hidden_layers)])
+        if family == "opt":  # one module further in
+            self.decoder = decoder(plain)
+            _take_config(self.decoder, config)
+            self.decoder.layers = layers
+        else:
+            setattr(self, "h" if hasattr(self, "h") else "layers", layers)
         self.default_attention = nobody_chose  # a user's own choice of attention is left alone
         self.post_init()
 
@@ -123,10 +173,15 @@ def _classes(family: str) -> dict[str, type]:
         nobody_chose = config._attn_implementation is None
         plain_lm.__init__(self, _without_layers(config))
         _take_config(self, config)
-        self.model = model(config)
-        self.model.default_attention = nobody_chose
+        inner = model(config)
+        inner.default_attention = nobody_chose
+        setattr(self, self.base_model_prefix, inner)
         self.post_init()
 
+    decoder: Any = None
+    if family == "opt":
+        name = class_name(family, "Decoder")
+        decoder = type(name, (family_class(family, "modeling", "Decoder"),), shared)
     model_name = class_name(family, "Model")
     lm_name = class_name(family, "ForCausalLM")
     model = type(model_name, (plain_model,), {**shared, "__init__": init_model, "forward": forward})
