@@ -147,46 +147,48 @@ def _classes(family: str) -> dict[str, type]:
         "__module__": __name__,
     }
 
+    # The family's class that holds the layers; OPT's lies one module further in.
+    plain_stack = family_class(family, "modeling", "Decoder") if family == "opt" else plain_model
+
+    def stack_of(model: Any) -> Any:
+        return model.decoder if family == "opt" else model
+
+    @functools.wraps(plain_stack.forward)  # transformers reads signatures
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.default_attention or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return plain_stack.forward(self, *args, **kwargs)
+        with fast_attention(self):
+            return plain_stack.forward(self, *args, **kwargs)
+
     def init_model(self: Any, config: Any) -> None:
         nobody_chose = config._attn_implementation is None
         plain = _without_layers(config)
         plain_model.__init__(self, plain)
         _take_config(self, config)
-        layers = nn.ModuleList([layer(config, index) for index in range(config.num_hidden_layers)])
-        if family == "opt":  # one module further in
-            self.decoder = decoder(plain)
+        if family == "opt":
+            self.decoder = stack(plain)
             _take_config(self.decoder, config)
-            self.decoder.layers = layers
-        else:
-            setattr(self, "h" if hasattr(self, "h") else "layers", layers)
-        self.default_attention = nobody_chose  # a user's own choice of attention is left alone
+        held = stack_of(self)
+        layers = nn.ModuleList([layer(config, index) for index in range(config.num_hidden_layers)])
+        setattr(held, "h" if hasattr(held, "h") else "layers", layers)
+        held.default_attention = nobody_chose  # a user's own choice of attention is left alone
         self.post_init()
-
-    @functools.wraps(plain_model.forward)  # transformers reads signatures
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.default_attention or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return plain_model.forward(self, *args, **kwargs)
-        with fast_attention(self):
-            return plain_model.forward(self, *args, **kwargs)
 
     def init_lm(self: Any, config: Any) -> None:
         nobody_chose = config._attn_implementation is None
         plain_lm.__init__(self, _without_layers(config))
         _take_config(self, config)
         inner = model(config)
-        inner.default_attention = nobody_chose
+        stack_of(inner).default_attention = nobody_chose
         setattr(self, self.base_model_prefix, inner)
         self.post_init()
 
-    decoder: Any = None
-    if family == "opt":
-        name = class_name(family, "Decoder")
-        decoder = type(name, (family_class(family, "modeling", "Decoder"),), shared)
-    model_name = class_name(family, "Model")
-    lm_name = class_name(family, "ForCausalLM")
-    model = type(model_name, (plain_model,), {**shared, "__init__": init_model, "forward": forward})
-    lm = type(lm_name, (plain_lm,), {**shared, "__init__": init_lm})
-    return {layer.__name__: layer, model_name: model, lm_name: lm}
+    names = [class_name(family, suffix) for suffix in ("Decoder", "Model", "ForCausalLM")]
+    own = {**shared, "forward": forward}
+    stack: Any = type(names[0], (plain_stack,), own) if family == "opt" else None
+    model = type(names[1], (plain_model,), {**(shared if stack else own), "__init__": init_model})
+    lm = type(names[2], (plain_lm,), {**shared, "__init__": init_lm})
+    return {layer.__name__: layer, names[1]: model, names[2]: lm}
 
 
 def _take_config(model: Any, config: Any) -> None:
