@@ -53,9 +53,7 @@ CONFIGS: dict[str, Any] = {
         **_SIZES, sliding_window=8, rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.5}
     ),
     "olmo2": lambda: Olmo2Config(**_SIZES),
-    "smollm3": lambda: SmolLM3Config(
-        **_HEADS4, no_rope_layers=[1, 0, 1, 0], use_sliding_window=True, sliding_window=8
-    ),
+    "smollm3": lambda: SmolLM3Config(**_HEADS4, no_rope_layers=[1, 0, 1, 0], use_sliding_window=True, sliding_window=8),
     "granite": lambda: GraniteConfig(
         **_HEADS4, embedding_multiplier=3.0, logits_scaling=0.5, residual_multiplier=0.7, attention_multiplier=0.1
     ),
@@ -63,9 +61,9 @@ CONFIGS: dict[str, Any] = {
         vocab_size=VOCAB, n_embd=96, n_layer=4, n_head=6, n_inner=96, n_positions=128, bos_token_id=1, eos_token_id=2
     ),
     "opt": lambda: OPTConfig(
-        vocab_size=VOCAB, hidden_size=96, ffn_dim=96, num_hidden_layers=4, num_attention_heads=6, pad_token_id=0,
-        max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
-    ),  # fmt: skip
+        **{name: size for name, size in _SIZES.items() if name not in ("intermediate_size", "num_key_value_heads")},
+        ffn_dim=96,
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from unicuco.models.sites import Block, decoder_layers, find_blocks
 from unicuco.pruners.base import PrunedBlock
 from unicuco.space import Shape
 
+
 @dataclass(frozen=True)
 class StoredLayer:
     """One layer of a ``hetero`` checkpoint, as block indices of the base model."""
@@ -166,9 +167,9 @@ def clean_config(base: BaseModel) -> Any:
 def padded_block(block: Block, pruned: PrunedBlock) -> dict[str, Tensor]:
     """State dict of one dense decoder layer, as it is in memory, that computes what ``pruned`` does.
 
-    Dropped sublayers are all zero. Where queries and keys are normed over all heads (OLMo 2), the pruned model takes the
-    mean square of those that are left, the dense layer that of the zeros as well, which is smaller by the share s of
-    heads that are left. Rows longer by 1/√s make both means equal, and gains smaller by √s undo that afterwards:
+    Dropped sublayers are all zero. Where queries and keys are normed over all heads (OLMo 2), the pruned model takes
+    the mean square of those that are left, the dense layer that of the zeros as well, which is smaller by the share s
+    of heads that are left. Rows longer by 1/√s make both means equal, and gains smaller by √s undo that afterwards:
     √s g (x/√s) / √(mean + ε).
     """
     state = dict(block.layer.state_dict())

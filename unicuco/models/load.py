@@ -9,8 +9,8 @@ import torch
 
 from unicuco.errors import ModelError
 from unicuco.models.geometry import Geometry
-from unicuco.models.sites import check_config, decoder_layers, read_geometry
 from unicuco.models.separate import separate
+from unicuco.models.sites import check_config, decoder_layers, read_geometry
 from unicuco.models.source import ModelSource, find_model
 from unicuco.models.spread import parse_devices, place
 

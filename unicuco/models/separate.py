@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -37,8 +36,9 @@ class Stored:
 def separate(model: Any, layers: nn.ModuleList) -> None:
     """Brings the decoder ``layers`` of ``model`` into the common form, in place; most families are in it already."""
     work = {"phi3": _phi3, "gpt2": _gpt2, "opt": _opt}.get(model.config.model_type)
-    for layer in layers if work else ():
-        work(layer)
+    if work is not None:
+        for layer in layers:
+            work(layer)
 
 
 def stored_tensors(module: nn.Module, where: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def _opt(layer: Any) -> None:
     _rename(attention, "out_proj", "o_proj")
     attention.stored_as = (Stored("self_attn.out_proj", ("o_proj",)),)
     attention.__class__ = _measured(type(attention), num_heads=_groups)
-    mlp = _OptMlp(layer.fc1, layer.activation_fn, layer.fc2)
+    mlp: Any = _OptMlp(layer.fc1, layer.activation_fn, layer.fc2)
     mlp.stored_as = (Stored("fc1", ("up_proj",)), Stored("fc2", ("down_proj",)))
     del layer.fc1, layer.fc2
     # The layer's forward calls these three in a row; the first two pass on, the last runs the whole MLP.
@@ -156,8 +156,7 @@ def _rename(module: Any, name: str, new: str) -> None:
     setattr(module, name, _Call(module, (new,)))
 
 
-@cache
-def _measured(plain: type, **sizes: Callable[[Any], Any]) -> type:
+def _measured(plain: Any, **sizes: Callable[[Any], Any]) -> Any:
     """``plain`` with attributes that are read from the weights, which change width under it."""
     return type(plain.__name__, (plain,), {name: property(size) for name, size in sizes.items()})
 

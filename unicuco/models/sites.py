@@ -109,7 +109,8 @@ def find_blocks(model: Any) -> list[Block]:
     blocks = []
     for index, layer in enumerate(decoder_layers(model)):
         attention_name = "attn" if hasattr(layer, "attn") else "self_attn"
-        attention, mlp = getattr(layer, attention_name, None), getattr(layer, "mlp", None)
+        attention: Any = getattr(layer, attention_name, None)
+        mlp: Any = getattr(layer, "mlp", None)
         required = (attention, ATTENTION_PROJECTIONS, "attention"), (mlp, MLP_PROJECTIONS[1:], "MLP")
         for module, names, what in required:
             missing = [name for name in names if not isinstance(getattr(module, name, None), nn.Linear)]
@@ -123,7 +124,7 @@ def find_blocks(model: Any) -> list[Block]:
             raise ModelError(f"Block {index} of {type(model).__name__} has no norms that UniCuCo knows.")
         gain = getattr(getattr(attention, "q_norm", None), "weight", None)
         spanning = gain is not None and gain.shape == attention.q_proj.weight.shape[:1] != (attention.head_dim,)
-        blocks.append(Block(layer, attention, mlp, *norms[0], attention_name, spanning))
+        blocks.append(Block(layer, attention, mlp, norms[0][0], norms[0][1], attention_name, spanning))
     if not blocks:
         raise ModelError(f"{type(model).__name__} has no decoder layers.")
     return blocks

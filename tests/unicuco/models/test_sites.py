@@ -74,11 +74,11 @@ def test_every_parameter_of_every_family_is_explained(family: str) -> None:
     assert geometry.block_params == sum(p.numel() for p in decoder_layers(base.model).parameters())
     (block, *others) = geometry.blocks
     assert all(other == block for other in others)
+    first = find_blocks(base.model)[0]
+    of_norms = sum(p.numel() for name in first.attention_norms for p in getattr(first.layer, name).parameters())
     for groups, neurons in ((1, 16), (block.groups, block.neurons)):
         left = PrefixPruner(base).pruned_block(0, groups, neurons)
-        norms = [getattr(find_blocks(base.model)[0].layer, n) for n in find_blocks(base.model)[0].attention_norms]
-        counted = sum(t.numel() for t in left.attention.values()) + sum(p.numel() for m in norms for p in m.parameters())
-        assert block.attention_params(groups) == counted
+        assert block.attention_params(groups) == of_norms + sum(t.numel() for t in left.attention.values())
     # Multiply-adds of a KV group and of a neuron are their entries in the matrices.
     hidden, width = geometry.hidden_size, block.head_dim
     assert block.macs_per_group == 2 * width * hidden * (1 + block.heads_per_group)
