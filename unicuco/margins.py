@@ -210,7 +210,7 @@ def _changes(
             for kind, width, tensors in (("attention", level.groups, left.attention), ("mlp", level.neurons, left.mlp)):
                 if width and (kind, b) not in unseen:
                     gradient = gradients[kind, b]
-                    weight, bias = (tensors.get(f"{OUTPUTS[kind]}.{leaf}") for leaf in ("weight", "bias"))
+                    weight, bias = tensors[f"{OUTPUTS[kind]}.weight"], tensors.get(f"{OUTPUTS[kind]}.bias")
                     change[i, j] += float((gradient[:, : weight.shape[1]] * weight).sum())
                     if bias is not None:
                         change[i, j] += float(gradient[:, -1] @ bias.float())
