@@ -91,7 +91,7 @@ def data_free_pruner(
         kept = largest_rows(gates, config.sparsity)
     else:
         kept = choose_neurons(_policy(base, gates, config, report), gates, config.sparsity)
-    mlps = [keep_neurons(b, rows.to(b.mlp.gate_proj.weight.device)) for b, rows in zip(blocks, kept, strict=True)]
+    mlps = [keep_neurons(b, rows.to(b.mlp.down_proj.weight.device)) for b, rows in zip(blocks, kept, strict=True)]
     return NeuronPruner(base, config.method, mlps)
 
 

@@ -17,7 +17,7 @@ backward of the dense model, counted as three forwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +72,9 @@ def measure_margins(
     """
     shape = space.shape(levels)
     gradients: dict[tuple[str, int], Tensor] = {}
-    switch.apply(_at_full_width(pruner, space, shape))
+    unseen = _unseen(model, space, shape)
+    spanning = {b for b, block in enumerate(find_blocks(model)) if block.norms_span_heads}
+    switch.apply(_at_full_width(pruner, space, shape, spanning))
     try:
         with _watching(model, gradients), fast_gradients(model):
             kl = sum(
@@ -81,14 +83,19 @@ def measure_margins(
             )
     finally:
         switch.restore()
-    return Margins(float(kl), _changes(pruner, space, levels, gradients, _unseen(model, shape)))
+    return Margins(float(kl), _changes(pruner, space, levels, gradients, unseen))
 
 
-def _at_full_width(pruner: Pruner, space: SearchSpace, shape: Shape) -> list[PrunedBlock]:
-    """The blocks of ``shape`` with every unit computed and the removed ones multiplied by zero."""
+def _at_full_width(
+    pruner: Pruner, space: SearchSpace, shape: Shape, spanning: Collection[int] = ()
+) -> list[PrunedBlock]:
+    """The blocks of ``shape`` with every unit computed and the removed ones multiplied by zero.
+
+    Not in the attentions of the blocks ``spanning``, whose norms would see the removed heads: they stay as they are.
+    """
     whole = pruned_blocks(pruner, _dense_shape(space))
     blocks = []
-    for full, pruned in zip(whole, pruned_blocks(pruner, shape), strict=True):
+    for b, (full, pruned) in enumerate(zip(whole, pruned_blocks(pruner, shape), strict=True)):
         attention, mlp = dict(full.attention), dict(full.mlp)
         for tensors, left, output in ((attention, pruned.attention, "o_proj"), (mlp, pruned.mlp, "down_proj")):
             name = f"{output}.weight"
@@ -96,7 +103,11 @@ def _at_full_width(pruner: Pruner, space: SearchSpace, shape: Shape) -> list[Pru
             if left:
                 padded[:, : left[name].shape[1]] = left[name]
             tensors[name] = padded
-        blocks.append(PrunedBlock(full.groups, full.neurons, attention, mlp))
+            if not left and f"{output}.bias" in tensors:  # goes with its sublayer
+                tensors[f"{output}.bias"] = torch.zeros_like(tensors[f"{output}.bias"])
+        narrow = b in spanning and pruned.groups > 0
+        groups, attention = (pruned.groups, pruned.attention) if narrow else (full.groups, attention)
+        blocks.append(PrunedBlock(groups, full.neurons, attention, mlp))
     return blocks
 
 
@@ -105,24 +116,33 @@ def _dense_shape(space: SearchSpace) -> Shape:
     return Shape(tuple(block.groups for block in blocks), tuple(block.neurons for block in blocks))
 
 
-def _unseen(model: Any, shape: Shape) -> set[tuple[str, int]]:
-    """Dropped sublayers whose output goes through a norm: its gradient at zero says nothing about any step from it."""
+def _unseen(model: Any, space: SearchSpace, shape: Shape) -> set[tuple[str, int]]:
+    """Sublayers whose gradient says nothing about any step from where they are.
+
+    Dropped ones whose output goes through a norm, and attentions that lack heads where a norm spans all of them.
+    """
     found = set()
     for b, block in enumerate(find_blocks(model)):
-        if len(block.attention_norms) > 1 and not shape.groups[b]:
+        lacking = block.norms_span_heads and shape.groups[b] < space.geometry.blocks[b].groups
+        if lacking or (block.normed_outputs and not shape.groups[b]):
             found.add(("attention", b))
-        if len(block.mlp_norms) > 1 and not shape.neurons[b]:
+        if block.normed_outputs and not shape.neurons[b]:
             found.add(("mlp", b))
     return found
 
 
 @contextmanager
 def _watching(model: Any, gradients: dict[tuple[str, int], Tensor]) -> Iterator[None]:
-    """Collects Σ_t δ_t a_tᵀ (``out x in``, float32) of every output projection while backward passes run."""
+    """Collects Σ_t δ_t a_tᵀ (``out x in``, float32) of every output projection while backward passes run.
+
+    Of a projection with a bias there is one column more, Σ_t δ_t: its activation is always 1.
+    """
 
     def hook(key: tuple[str, int]) -> Callable[..., None]:
         def forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
             activations = inputs[0].detach().flatten(0, -2)
+            if module.bias is not None:
+                activations = torch.cat([activations, activations.new_ones(len(activations), 1)], dim=1)
 
             def backward(gradient: Tensor) -> None:
                 product = (gradient.flatten(0, -2).T @ activations).float()
@@ -189,7 +209,10 @@ def _changes(
             left = pruner.pruned_block(b, level.groups or 0, level.neurons or 0)
             for kind, width, tensors in (("attention", level.groups, left.attention), ("mlp", level.neurons, left.mlp)):
                 if width and (kind, b) not in unseen:
-                    weight = tensors[f"{OUTPUTS[kind]}.weight"]
-                    change[i, j] += float((gradients[kind, b][:, : weight.shape[1]] * weight).sum())
+                    gradient = gradients[kind, b]
+                    weight, bias = tensors[f"{OUTPUTS[kind]}.weight"], tensors.get(f"{OUTPUTS[kind]}.bias")
+                    change[i, j] += float((gradient[:, : weight.shape[1]] * weight).sum())
+                    if bias is not None:
+                        change[i, j] += float(gradient[:, -1] @ bias.float())
         change[i, : len(site.levels)] -= change[i, int(levels[i])]
     return change

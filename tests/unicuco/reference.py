@@ -5,6 +5,7 @@ It shares no code with what it checks, except for which units survive (the prepa
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,11 @@ from unicuco.space import Shape
 
 def projections(model: Any) -> list[dict[str, Any]]:
     """Output projections of every layer by their names in transformers."""
-    return [{"attention": layer.self_attn.o_proj, "mlp": layer.mlp.down_proj} for layer in model.model.layers]
+    inner = model.get_decoder()
+    layers = inner.h if hasattr(inner, "h") else inner.layers
+    attentions = [layer.attn if hasattr(layer, "attn") else layer.self_attn for layer in layers]
+    pairs = zip(attentions, layers, strict=True)
+    return [{"attention": attention.o_proj, "mlp": layer.mlp.down_proj} for attention, layer in pairs]
 
 
 def input_grams(model: Any, tokens: np.ndarray) -> list[dict[str, Tensor]]:
@@ -58,19 +63,38 @@ class SlowReference:
     def log_probs(self, shape: Shape | None, tokens: np.ndarray) -> Tensor:
         """Log-probabilities (``windows x length x vocab``) of the model masked to ``shape``; dense without one."""
         layers = projections(self.model)
-        saved = [{kind: linear.weight.data.clone() for kind, linear in layer.items()} for layer in layers]
+        saved = [{kind: copy.deepcopy(linear.state_dict()) for kind, linear in layer.items()} for layer in layers]
         if shape is not None:
             for b, layer in enumerate(layers):
                 for kind, kept in (("attention", shape.groups[b]), ("mlp", shape.neurons[b])):
                     self._mask(b, kind, layer[kind], kept)
+        handles = self._norms_of_the_heads_left(shape) if shape else []
         try:
             with torch.no_grad():
                 rows = [self.model(input_ids=torch.from_numpy(w).long()[None]).logits[0] for w in tokens]
         finally:
+            for handle in handles:
+                handle.remove()
             for layer, weights in zip(layers, saved, strict=True):
                 for kind, linear in layer.items():
-                    linear.weight.data = weights[kind]
+                    linear.load_state_dict(weights[kind])
         return torch.log_softmax(torch.stack(rows), dim=-1)
+
+    def _norms_of_the_heads_left(self, shape: Shape) -> list[Any]:
+        """OLMo 2's norms span all heads; the mean square is of those that are left."""
+        handles = []
+        for b, layer in enumerate(self.model.get_decoder().layers if self.model.config.model_type == "olmo2" else ()):
+            order = self.orders[f"attention.{b}"]
+            for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm):
+                unit = len(norm.weight) // len(order)
+                left = [u * unit + i for u in order[: shape.groups[b]].tolist() for i in range(unit)]
+
+                def hook(norm: Any, args: Any, output: Tensor, left: list[int] = left) -> Tensor:
+                    mean = args[0][..., left].square().mean(-1, keepdim=True) if left else 1.0
+                    return norm.weight * args[0] / (mean + norm.variance_epsilon) ** 0.5
+
+                handles.append(norm.register_forward_hook(hook))
+        return handles
 
     def _mask(self, block: int, kind: str, linear: Any, kept: int) -> None:
         order, weight = self.orders[f"{kind}.{block}"], linear.weight.data
@@ -83,6 +107,8 @@ class SlowReference:
             new[:, stays] = weight @ gram[:, stays] @ torch.linalg.inv(gram[stays][:, stays])
         elif kept:
             new = weight.clone()
+        elif linear.bias is not None:  # goes with its sublayer
+            linear.bias.data = torch.zeros_like(linear.bias.data)
         linear.weight.data = new
 
 

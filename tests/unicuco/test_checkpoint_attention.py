@@ -22,9 +22,12 @@ from unicuco.models.hetero import attention_unicuco
 from unicuco.space import Shape
 
 torch.set_num_threads(1)
+FAMILIES = [family for family in CONFIGS if family != "gemma2"]  # whose soft-capped scores torch's kernel cannot do
+# How many of the three layers see whole sequences of more tokens than the sliding window.
+UNLIMITED = {"mistral": 0, "phi3": 0, "qwen2": 1, "qwen3": 1, "smollm3": 1, "gemma3_text": 2}
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("length", [7, 100])  # within a sliding window, and beyond it and a block of queries
 def test_bfloat16_is_as_exact_with_the_fast_attention(
     family: str, length: int, tmp_path: Path, fast: list[int]
@@ -32,7 +35,7 @@ def test_bfloat16_is_as_exact_with_the_fast_attention(
     base, tokens = tiny_model(family, dtype=torch.bfloat16), some_tokens(length)
     folder = write(base, Shape((0, 1, 2, 1), (32, 0, 96, 16)), tmp_path / "h", "hetero")
     found = logits_of(load(folder), tokens)
-    expected = {"mistral": 0, "qwen2": 1, "qwen3": 1, "gemma3_text": 2, "llama": 3}[family] if length > 8 else 3
+    expected = UNLIMITED.get(family, 3) if length > 8 else 3
     assert fast == [length] * expected
     plain = logits_of(load(folder, attn_implementation="sdpa"), tokens)
     exact = logits_of(load(folder, attn_implementation="eager").float(), tokens)
@@ -41,7 +44,7 @@ def test_bfloat16_is_as_exact_with_the_fast_attention(
     assert (found - exact).square().mean().sqrt() <= 1.25 * noise
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_generates_with_the_fast_attention(family: str, tmp_path: Path, fast: list[int]) -> None:
     """Near ties of bfloat16 fall either way, so a token is right when its exact logit is the largest up to noise."""
     base, tokens = tiny_model(family, dtype=torch.bfloat16), some_tokens(7)

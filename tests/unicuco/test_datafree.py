@@ -51,6 +51,20 @@ def test_a_smaller_checkpoint_and_no_text_read(model: Path, tmp_path: Path, meth
     assert "no text was read" in record["calibration"]["calibration"]
 
 
+@pytest.mark.usefixtures("no_text")
+def test_mlps_without_a_gate(tmp_path: Path) -> None:
+    model = str(tiny.save_model(tmp_path / "gpt2", "gpt2"))
+    prune_data_free(model, DataFreeConfig(method="row-norms", sparsity=0.3, dtype="float32"), tmp_path / "small")
+    loaded, dense = AutoModelForCausalLM.from_pretrained(tmp_path / "small"), load_base_model(model).model
+    for small, whole in zip(loaded.transformer.h, find_blocks(dense), strict=True):
+        longest = whole.mlp.up_proj.weight.norm(dim=1).topk(179).indices.sort().values
+        assert torch.equal(small.mlp.c_fc.weight, whole.mlp.up_proj.weight[longest].T)
+        assert torch.equal(small.mlp.c_fc.bias, whole.mlp.up_proj.bias[longest])
+        assert torch.equal(small.mlp.c_proj.weight, whole.mlp.down_proj.weight[:, longest].T)
+    with pytest.raises(ModelError, match="MLPs have no gate"):
+        data_free_pruner(load_base_model(model), DataFreeConfig(method="alignment", sparsity=0.3))
+
+
 def test_measuring_reads_text_and_says_what_it_found(model: Path, tmp_path: Path) -> None:
     text = tiny.calibration(tiny.write_text(tmp_path / "words.txt"))
     done = prune_data_free(str(model), DataFreeConfig(method="random", sparsity=0.5), tmp_path / "small", text)

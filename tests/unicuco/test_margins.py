@@ -38,8 +38,8 @@ def middle(evaluator: Evaluator) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("family", "space"),
-    [("llama", {}), ("qwen3", {}), ("llama", {"sites": "block"}), ("llama", {"pruner": "depth"})],
-    ids=["llama", "qwen3", "blocks", "depth"],
+    [("llama", {}), ("qwen3", {}), ("gpt2", {}), ("llama", {"sites": "block"}), ("llama", {"pruner": "depth"})],
+    ids=["llama", "qwen3", "biases", "blocks", "depth"],
 )
 def test_they_are_the_derivative_of_kl_towards_every_level(family: str, space: dict, open_evaluator: Open) -> None:
     evaluator = open_evaluator(family, **space)
@@ -69,8 +69,8 @@ def kl_between(evaluator: Evaluator, levels: np.ndarray, other: np.ndarray, shar
     for one, two in zip(start, end, strict=True):
         for kind, output in OUTPUTS.items():
             mine, theirs = getattr(one, kind), getattr(two, kind)
-            name = f"{output}.weight"
-            mine[name] = mine[name] + share * (theirs[name] - mine[name])
+            for name in {f"{output}.weight", f"{output}.bias"} & set(mine):
+                mine[name] = mine[name] + share * (theirs[name] - mine[name])
     return evaluator.measure_blocks(start).kl
 
 
@@ -81,6 +81,19 @@ def test_full_width_with_zero_columns_is_the_pruned_model(open_evaluator: Open) 
     sliced = evaluator.measure_blocks(pruned_blocks(evaluator.pruner, shape))
     assert wide.kl == pytest.approx(sliced.kl, rel=1e-4)
     assert _dense_shape(evaluator.space) == evaluator.space.shape(np.zeros(evaluator.space.num_sites, dtype=int))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "olmo2"])
+def test_they_measure_the_pruned_model_itself(family: str, open_evaluator: Open) -> None:
+    evaluator = open_evaluator(family)
+    levels = middle(evaluator)
+    found = evaluator.margins(levels, 1)
+    there = evaluator.on(evaluator.preparation.margin_windows(1))
+    assert found.kl == pytest.approx(there.measure(evaluator.space.shape(levels)).kl, rel=1e-4)
+    assert found.change[np.arange(len(levels)), levels] == pytest.approx(0)
+    attention = found.change[[site.kind == "attention" for site in evaluator.space.sites]]
+    # Where OLMo 2's attentions lack heads, their norms are not those of more heads.
+    assert (np.abs(attention).max(1) > 0).sum() == (0 if family == "olmo2" else len(attention))
 
 
 def test_a_dropped_sublayer_behind_a_norm_says_nothing(open_evaluator: Open) -> None:

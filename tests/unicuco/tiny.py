@@ -1,4 +1,4 @@
-"""Tiny random base models of four families on disk, a tokenizer and a text that need no network."""
+"""Tiny random base models of many families on disk, a tokenizer and a text that need no network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
+    GraniteConfig,
     LlamaConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from unicuco.calibration import CalibrationConfig, Domain
@@ -42,6 +49,22 @@ CONFIGS: dict[str, Any] = {
     ),
 }
 FAMILIES = tuple(CONFIGS)
+"""What most tests run on; the others have a few tests of their own."""
+_GROUPED: dict[str, Any] = _SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2}
+CONFIGS |= {
+    "gemma2": lambda: Gemma2Config(**_GROUPED, query_pre_attn_scalar=16, sliding_window=8),
+    "phi3": lambda: Phi3Config(**_GROUPED),
+    "olmo2": lambda: Olmo2Config(**_GROUPED),
+    "smollm3": lambda: SmolLM3Config(**_GROUPED, no_rope_layers=[1, 0, 1]),
+    "granite": lambda: GraniteConfig(**_GROUPED, logits_scaling=0.5, residual_multiplier=0.7, embedding_multiplier=2.0),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB, n_embd=64, n_layer=3, n_head=4, n_inner=256, n_positions=256, bos_token_id=1, eos_token_id=2
+    ),
+    "opt": lambda: OPTConfig(
+        vocab_size=VOCAB, hidden_size=64, ffn_dim=256, num_hidden_layers=3, num_attention_heads=4, pad_token_id=0
+    ),
+}
+OTHERS = tuple(family for family in CONFIGS if family not in FAMILIES)
 FLOAT32 = EvaluatorConfig(dtype="float32")
 
 
@@ -54,7 +77,8 @@ def random_model(family: str, seed: int = 0, **changes: Any) -> Any:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        centre = 1.0 if "norm" in name and not name.endswith("bias") and family != "gemma3" else 0.0
+        is_gain = ("norm" in name or "ln_" in name) and not name.endswith("bias")
+        centre = 1.0 if is_gain and not family.startswith("gemma") else 0.0
         # Inputs have unit size after a norm; 1/sqrt(fan-in) keeps it so, times a little more for louder sublayers.
         scale = 0.2 if parameter.dim() == 1 else 1.3 * parameter.shape[1] ** -0.5
         parameter.data = centre + scale * noise

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 
 from unicuco.errors import CheckpointError
 from unicuco.models.load import BaseModel
-from unicuco.models.sites import Block, decoder, find_blocks
+from unicuco.models.separate import stored_tensors
+from unicuco.models.sites import Block, decoder_layers, find_blocks
 from unicuco.pruners.base import PrunedBlock
 from unicuco.space import Shape
-
-_PER_LAYER_LISTS = ("layer_types",)
-"""Configuration entries with one item per attention layer."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def outer_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def layers_prefix(model: nn.Module) -> str:
     """What the names of all decoder layers start with, e.g. ``model.layers.``."""
-    layers = decoder(model).layers
+    layers = decoder_layers(model)
     return next(name for name, module in model.named_modules() if module is layers) + "."
 
 
@@ -80,18 +78,20 @@ def hetero_tensors(base: BaseModel, pruned: list[PrunedBlock], layers: list[Stor
     tensors = outer_tensors(base.model)
     prefix = layers_prefix(base.model)
 
-    def put(where: str, block: Block, part: str, norms: tuple[str, ...], state: dict[str, Tensor]) -> None:
-        tensors.update({f"{where}.{part}.{name}": tensor for name, tensor in state.items()})
+    def put(where: str, block: Block, named: dict[str, Tensor], norms: tuple[str, ...]) -> None:
+        tensors.update({f"{where}.{name}": tensor for name, tensor in named.items()})
         for norm in norms:
             found = getattr(block.layer, norm).state_dict()
             tensors.update({f"{where}.{norm}.{name}": tensor for name, tensor in found.items()})
 
     def put_mlp(where: str, index: int) -> None:
-        put(where, blocks[index], "mlp", blocks[index].mlp_norms, pruned[index].mlp)
+        block = blocks[index]
+        put(where, block, stored_tensors(block.mlp, "mlp", pruned[index].mlp), block.mlp_norms)
 
     for i, layer in enumerate(layers):
-        block = blocks[layer.attention]
-        put(f"{prefix}{i}", block, "self_attn", block.attention_norms, pruned[layer.attention].attention)
+        block, left = blocks[layer.attention], pruned[layer.attention]
+        named = stored_tensors(block.attention, block.attention_name, left.attention)
+        put(f"{prefix}{i}", block, named, block.attention_norms)
         if layer.mlp is not None:
             put_mlp(f"{prefix}{i}", layer.mlp)
         for place, indices in (("leading", layer.leading), ("trailing", layer.trailing)):
@@ -104,9 +104,9 @@ def hetero_config(base: BaseModel, shape: Shape, layers: list[StoredLayer]) -> A
     """The base configuration with per-layer widths, regrouped MLPs, and the classes to load it with.
 
     Raises:
-        CheckpointError: a family for which there are no ``hetero`` classes.
+        CheckpointError: a family for which there are no ``hetero`` classes, or layers that depend on their place.
     """
-    from unicuco.models.hetero import FAMILIES, class_name, config_class
+    from unicuco.models.hetero import FAMILIES, NEURONS, class_name, config_class
 
     family = base.geometry.family
     if family not in FAMILIES:
@@ -115,21 +115,27 @@ def hetero_config(base: BaseModel, shape: Shape, layers: list[StoredLayer]) -> A
             "use the layout 'padded'."
         )
     values = clean_config(base).to_dict()
+    if values.get("scale_attn_by_inverse_layer_idx"):
+        raise CheckpointError(
+            "This model scales each attention by its place, which the layout 'hetero' changes; use the layout 'padded'."
+        )
     for key in ("model_type", "architectures", "transformers_version"):
         values.pop(key, None)
-    for name in _PER_LAYER_LISTS:
-        if values.get(name):
-            values[name] = [values[name][layer.attention] for layer in layers]
+    for name, value in values.items():
+        # One item per layer: layer_types, no_rope_layers and their like.
+        if isinstance(value, list) and "layer" in name and len(value) >= len(shape.groups):
+            values[name] = [value[layer.attention] for layer in layers]
     overrides: dict[int, dict[str, Any]] = {}
     extra: dict[str, dict[str, list[int]]] = {}
     for i, layer in enumerate(layers):
         geometry, groups = base.geometry.blocks[layer.attention], shape.groups[layer.attention]
-        override = {"num_attention_heads": groups * geometry.heads_per_group, "num_key_value_heads": groups}
-        overrides[i] = dict(override)
+        overrides[i] = {"num_attention_heads": groups * geometry.heads_per_group}
+        if "num_key_value_heads" in values:  # GPT-2 and OPT have as many as query heads, and no name for them
+            overrides[i]["num_key_value_heads"] = groups
         if layer.mlp is None:
             overrides[i]["skip"] = ["mlp"]
         else:
-            overrides[i]["intermediate_size"] = shape.neurons[layer.mlp]
+            overrides[i][NEURONS.get(family, "intermediate_size")] = shape.neurons[layer.mlp]
         places = {"leading": layer.leading, "trailing": layer.trailing}
         widths = {place: [shape.neurons[b] for b in blocks] for place, blocks in places.items() if blocks}
         if widths:
@@ -159,11 +165,25 @@ def clean_config(base: BaseModel) -> Any:
 
 
 def padded_block(block: Block, pruned: PrunedBlock) -> dict[str, Tensor]:
-    """State dict of one dense decoder layer that computes what ``pruned`` does; dropped sublayers are all zero."""
+    """State dict of one dense decoder layer, as it is in memory, that computes what ``pruned`` does.
+
+    Dropped sublayers are all zero. Where queries and keys are normed over all heads (OLMo 2), the pruned model takes
+    the mean square of those that are left, the dense layer that of the zeros as well, which is smaller by the share s
+    of heads that are left. Rows longer by 1/√s make both means equal, and gains smaller by √s undo that afterwards:
+    √s g (x/√s) / √(mean + ε).
+    """
     state = dict(block.layer.state_dict())
-    for part, module, tensors in (("self_attn", block.attention, pruned.attention), ("mlp", block.mlp, pruned.mlp)):
+    parts = (block.attention_name, block.attention, pruned.attention), ("mlp", block.mlp, pruned.mlp)
+    for part, module, tensors in parts:
         for name, dense in module.state_dict().items():
             state[f"{part}.{name}"] = _padded(dense, tensors.get(name))
+    if block.norms_span_heads and pruned.attention:
+        for norm, rows in (("q_norm", "q_proj"), ("k_norm", "k_proj")):
+            whole = f"{block.attention_name}.{norm}.weight"
+            share = pruned.attention[f"{norm}.weight"].numel() / state[whole].numel()
+            for name in [n for n in state if share < 1 and n.startswith(f"{block.attention_name}.{rows}.")]:
+                state[name] = state[name].float() * share**-0.5
+            state[whole] = state[whole].float() * share**0.5 if share < 1 else state[whole]
     return state
 
 
@@ -172,7 +192,11 @@ def padded_tensors(base: BaseModel, pruned: list[PrunedBlock]) -> dict[str, Tens
     tensors = outer_tensors(base.model)
     prefix = layers_prefix(base.model)
     for i, (block, left) in enumerate(zip(find_blocks(base.model), pruned, strict=True)):
-        tensors.update({f"{prefix}{i}.{name}": tensor for name, tensor in padded_block(block, left).items()})
+        state = padded_block(block, left)
+        for part, module in ((block.attention_name, block.attention), ("mlp", block.mlp)):
+            own = {n.removeprefix(f"{part}."): state.pop(n) for n in list(state) if n.startswith(f"{part}.")}
+            state |= stored_tensors(module, part, own)
+        tensors.update({f"{prefix}{i}.{name}": tensor.to(base.model.dtype) for name, tensor in state.items()})
     return tensors
 
 

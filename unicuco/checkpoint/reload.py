@@ -30,10 +30,13 @@ def cast_while_running(layer: torch.nn.Module) -> None:
 def main(folder: str, probe: str, remote: bool) -> None:
     stored = load_file(probe)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=remote).eval()
-    for layer in model.get_decoder().layers:
+    inner = model.get_decoder()
+    layers = inner.h if hasattr(inner, "h") else inner.layers
+    for layer in layers:
         cast_while_running(layer)
-    for name, parameter in model.named_parameters():
-        if ".layers." not in name:
+    inside = {id(parameter) for parameter in layers.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:
             parameter.data = parameter.data.float()
     with torch.no_grad():
         logits = model(input_ids=stored["tokens"], use_cache=False).logits.float()

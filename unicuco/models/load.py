@@ -9,7 +9,8 @@ import torch
 
 from unicuco.errors import ModelError
 from unicuco.models.geometry import Geometry
-from unicuco.models.sites import read_geometry
+from unicuco.models.separate import separate
+from unicuco.models.sites import check_config, decoder_layers, read_geometry
 from unicuco.models.source import ModelSource, find_model
 from unicuco.models.spread import parse_devices, place
 
@@ -48,8 +49,20 @@ def load_base_model(
         ModelError: not found, not a causal language model, a shape that cannot be pruned, or no room for it.
     """
     source = find_model(spec) if isinstance(spec, str) else spec
+    _check(source, trust_remote_code)
     model = load_model(source, dtype, device, trust_remote_code)
+    separate(model, decoder_layers(model))
     return BaseModel(source, model, read_geometry(model))
+
+
+def _check(source: ModelSource, trust_remote_code: bool) -> None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{source.spec} does not load as a causal language model: {error}") from error
+    check_config(config)
 
 
 def load_model(source: ModelSource, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:

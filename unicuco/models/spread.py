@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unicuco.errors import ModelError
-from unicuco.models.sites import decoder
+from unicuco.models.sites import decoder, decoder_layers
 
 GIB = 1 << 30
 
@@ -141,12 +141,14 @@ def _parts(model: Any, devices: Sequence[torch.device]) -> dict[nn.Module, torch
     if len(devices) == 1:
         return {}
     inner, head, tied = decoder(model), model.get_output_embeddings(), _tied_head(model)
-    norm, layers = getattr(inner, "norm", None), list(inner.layers)
+    norms = (getattr(inner, name, None) for name in ("norm", "ln_f", "final_layer_norm"))
+    norm, held = next((found for found in norms if found is not None), None), decoder_layers(model)
+    layers = list(held)
     sizes = [_bytes(layer) for layer in layers]
     last = (_bytes(norm) if norm is not None else 0) + (_bytes(head) if tied is None else 0)
     everything = sum(_own_bytes(module, tied) for module in model.modules())
     chosen = spread_blocks(sizes, everything - sum(sizes) - last, last, len(devices))
-    parts: dict[nn.Module, torch.device] = {m: devices[0] for m in inner.children() if m is not inner.layers}
+    parts: dict[nn.Module, torch.device] = {m: devices[0] for m in inner.children() if m is not held}
     parts |= {layer: devices[d] for layer, d in zip(layers, chosen, strict=True)}
     if norm is not None:
         parts[norm] = devices[-1]

@@ -48,7 +48,7 @@ class SwitchableModel:
         """Sets every block; ``blocks`` has one entry per block of the base model."""
         for b, (block, pruned) in enumerate(zip(self._blocks, blocks, strict=True)):
             layer = block.layer
-            layer.self_attn = block.attention if pruned.attention else DroppedAttention()
+            setattr(layer, block.attention_name, block.attention if pruned.attention else DroppedAttention())
             layer.mlp = block.mlp if pruned.mlp else DroppedMLP()
             for names, present in ((block.attention_norms, pruned.attention), (block.mlp_norms, pruned.mlp)):
                 for name in names:
@@ -59,7 +59,8 @@ class SwitchableModel:
     def restore(self) -> None:
         """Back to the dense base model, module for module."""
         for b, block in enumerate(self._blocks):
-            block.layer.self_attn, block.layer.mlp = block.attention, block.mlp
+            setattr(block.layer, block.attention_name, block.attention)
+            block.layer.mlp = block.mlp
             for name, norm in self._norms[b].items():
                 setattr(block.layer, name, norm)
             for name, (module, leaf) in _all(self._attention[b], self._mlp[b]):

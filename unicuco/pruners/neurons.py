@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unicuco.errors import StrategyError
+from unicuco.errors import ModelError, StrategyError
 from unicuco.models.load import BaseModel
-from unicuco.models.sites import Block, find_blocks
+from unicuco.models.sites import Block, find_blocks, mlp_inputs
 from unicuco.pruners.base import PrunedBlock
 from unicuco.space import Shape
 
@@ -96,10 +96,20 @@ def aligned_neurons(gates: Sequence[Tensor], ups: Sequence[Tensor], sparsity: fl
 
 
 def gate_matrices(model: object) -> list[Tensor]:
-    """Every block's gate matrix (``neurons x hidden``), float32, on the CPU, where draws are the same everywhere."""
-    return [block.mlp.gate_proj.weight.detach().float().cpu() for block in find_blocks(model)]
+    """Every block's gate matrix (``neurons x hidden``), float32, on the CPU, where draws are the same everywhere.
+
+    In an MLP without a gate, the matrix that its neurons read through.
+    """
+    return [mlp_inputs(block.mlp)[0].weight.detach().float().cpu() for block in find_blocks(model)]
 
 
 def up_matrices(model: object) -> list[Tensor]:
-    """Every block's up matrix, likewise."""
-    return [block.mlp.up_proj.weight.detach().float().cpu() for block in find_blocks(model)]
+    """Every block's up matrix, likewise.
+
+    Raises:
+        ModelError: MLPs without a gate have nothing to compare it with.
+    """
+    blocks = find_blocks(model)
+    if not all(hasattr(block.mlp, "gate_proj") for block in blocks):
+        raise ModelError("'alignment' compares gate and up matrices, and this model's MLPs have no gate.")
+    return [block.mlp.up_proj.weight.detach().float().cpu() for block in blocks]

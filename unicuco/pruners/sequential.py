@@ -6,6 +6,7 @@ whole, to gather what its matrices read, and once pruned, for the next block.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ def matrices(block: Block) -> dict[str, nn.Linear]:
         name: getattr(block.attention if names[0] in ("q_proj", "o_proj") else block.mlp, name)
         for names in READERS
         for name in names
+        if name != "gate_proj" or hasattr(block.mlp, name)
     }
 
 
@@ -120,6 +122,8 @@ def _check(
     if len(sparsity) != len(blocks) or not all(0 <= share < 1 for pair in sparsity for share in pair):
         raise StrategyError(f"Give a sparsity from 0 to below 1 for attention and MLP of each of {len(blocks)} blocks.")
     for block in blocks:
+        if method == "sparsellm" and not hasattr(block.mlp, "gate_proj"):
+            raise ModelError("SparseLLM is built for gated FFNs; this model's have no gate.")
         for name, matrix in matrices(block).items():
             if pattern and matrix.in_features % pattern.m:
                 raise StrategyError(f"{name} reads {matrix.in_features} inputs, which {pattern} does not divide.")
@@ -141,10 +145,8 @@ def enter(model: Any, blocks: list[Block], windows: Windows) -> tuple[Tensor, li
 
     def watch(b: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = dict(kwargs)
-            state = args[0] if args else given.pop("hidden_states")
-            if len(args) > 1:
-                raise ModelError(f"{type(module).__name__} is called in a way that UniCuCo does not know.")
+            given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+            state = given.pop("hidden_states")
             if whole:
                 calls[b] = given
             if b == 0:
@@ -179,7 +181,7 @@ def gather(block: Block, hidden: Tensor, call: dict[str, Any], method: Method, k
     """What the matrices of ``block`` read on every window, as ``method`` wants to know it; ``keep`` as for ``run``."""
     found, own = BlockInputs(), matrices(block)
     for names in READERS:
-        matrix = own[names[0]]
+        matrix = own[names[-1]]
         shape = (matrix.in_features,) * (1 if method == "wanda" else 2)
         found.squares.append(torch.zeros(shape, dtype=torch.float32, device=matrix.weight.device))
     seen: list[tuple[Tensor, Tensor]] = []
@@ -197,7 +199,7 @@ def gather(block: Block, hidden: Tensor, call: dict[str, Any], method: Method, k
     with _hooks() as hooks:
         for place, names in enumerate(READERS):
             if method != "sparsellm" or place < 2:  # the FFN's are worked out from its inputs
-                hooks.append(own[names[0]].register_forward_pre_hook(square(place)))
+                hooks.append(own[names[-1]].register_forward_pre_hook(square(place)))
         if method == "sparsellm":
             hooks.append(block.mlp.register_forward_hook(lambda m, i, o: seen.append((i[0][0].float(), o[0].float()))))
         run(block, hidden, call, keep)
@@ -223,7 +225,7 @@ def _prune(
     for place, names in enumerate(READERS):
         share = shares[place // 2]
         group = pattern if share else None
-        weights = [own[name].weight.data for name in names]
+        weights = [own[name].weight.data for name in names if name in own]
         if not share or (method == "sparsellm" and place >= 2):
             continue
         if method == "magnitude":

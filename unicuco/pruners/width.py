@@ -49,14 +49,13 @@ class WidthPruner:
     def pruned_block(self, block: int, groups: int, neurons: int) -> PrunedBlock:
         """Views of the first ``groups`` KV groups and ``neurons`` neurons of ``block``, output projections solved."""
         shape = self._geometry.blocks[block]
+        rows = self._blocks[block].rows(shape, groups, neurons)
         attention, mlp = {}, {}
         if groups:
-            query, key = groups * shape.heads_per_group * shape.head_dim, groups * shape.head_dim
-            rows = {"q_proj": query, "k_proj": key, "v_proj": key}
+            query = rows["q_proj"]
             attention = {name: _rows(name, tensor, rows) for name, tensor in self._attention[block].items()}
             attention["o_proj.weight"] = self._solved("attention", block, query, attention["o_proj.weight"])
         if neurons:
-            rows = {"gate_proj": neurons, "up_proj": neurons}
             mlp = {name: _rows(name, tensor, rows) for name, tensor in self._mlp[block].items()}
             mlp["down_proj.weight"] = self._solved("mlp", block, neurons, mlp["down_proj.weight"])
         return PrunedBlock(groups, neurons, attention, mlp)
@@ -93,11 +92,12 @@ def _permute(block: Block, groups: Tensor, neurons: Tensor, shape: BlockGeometry
     keys = unit_columns(groups, shape.head_dim)
     rows = dict(zip(ATTENTION_PROJECTIONS[:3], (heads, keys, keys), strict=True))
     rows |= dict.fromkeys(MLP_PROJECTIONS[:2], neurons)
+    rows |= {"q_norm": heads, "k_norm": keys} if block.norms_span_heads else {}
     with torch.no_grad():
         for module, output, columns in ((block.attention, "o_proj", heads), (block.mlp, "down_proj", neurons)):
-            for name, linear in module.named_children():
+            for name, child in module.named_children():
                 if name in rows:
-                    for parameter in linear.parameters():
+                    for parameter in child.parameters():
                         parameter.data = parameter.data[rows[name].to(parameter.device)].contiguous()
             weight = getattr(module, output).weight
             weight.data = weight.data[:, columns.to(weight.device)].contiguous()

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaCo
 
 from unicuco.checkpoint.layout import StoredLayer, regroup
 from unicuco.errors import CheckpointError
-from unicuco.models.hetero import FAMILIES, attention_unicuco, config_class, model_class
+from unicuco.models.hetero import FAMILIES, NEURONS, attention_unicuco, config_class, model_class, modeling_unicuco
+from unicuco.models.sites import NORMS, decoder_layers
 from unicuco.space import Shape
 
 SIZES = {
@@ -24,6 +25,29 @@ SIZES = {
 }  # fmt: skip
 WIDTHS = {0: {"num_attention_heads": 2, "num_key_value_heads": 1, "skip": ["mlp"]}, 1: {"intermediate_size": 32}}
 EXTRA = {"0": {"leading": [48], "trailing": [16, 64]}}
+
+
+def configuration(family: str) -> Any:
+    """``WIDTHS`` in the words of ``family``; GPT-2 and OPT have no KV groups of several heads."""
+    sizes, widths = dict(SIZES), {i: dict(widths) for i, widths in WIDTHS.items()}
+    if family in NEURONS:
+        widths[1] = {NEURONS[family]: widths[1]["intermediate_size"]}
+        sizes[NEURONS[family]] = sizes.pop("intermediate_size")
+        del sizes["num_key_value_heads"], widths[0]["num_key_value_heads"]
+    return config_class(family)(**sizes, per_layer_config=widths, extra_mlps=EXTRA)
+
+
+def input_rows(attention: Any) -> int:
+    """Rows of the query, key and value projections together, however they are stored."""
+    names = ("q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn")
+    weights = [(name, getattr(attention, name).weight) for name in names if hasattr(attention, name)]
+    return sum(weight.shape[name == "c_attn"] for name, weight in weights)
+
+
+def neurons(layer: Any) -> int:
+    if hasattr(layer, "fc2"):
+        return layer.fc2.in_features
+    return layer.mlp.c_proj.weight.shape[0] if hasattr(layer.mlp, "c_proj") else layer.mlp.down_proj.in_features
 
 
 def test_regrouping_keeps_order_and_every_sublayer() -> None:
@@ -43,29 +67,35 @@ def test_plain_transformers_would_refuse_or_misread_this_configuration() -> None
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_built_to_the_widths_of_the_configuration(family: str) -> None:
-    config = config_class(family)(**SIZES, per_layer_config=WIDTHS, extra_mlps=EXTRA)
+    config = configuration(family)
     model = AutoModelForCausalLM.from_config(config)
     assert type(model) is model_class(family)
-    first, second = model.model.layers
-    assert first.self_attn.q_proj.out_features == 32 and first.self_attn.k_proj.out_features == 16
-    assert not list(first.mlp.parameters())
-    assert [m.mlp.down_proj.in_features for m in [*first.leading, *first.trailing]] == [48, 16, 64]
-    assert not [
-        name for name, _ in first.leading.named_parameters() if "self_attn" in name or "input_layernorm" in name
-    ]
-    assert second.mlp.down_proj.in_features == 32 and second.self_attn.q_proj.out_features == 64
-    assert model.model.layers[1].self_attn.config is model.config is model.model.config
+    first, second = decoder_layers(model)
+    attentions = [layer.attn if hasattr(layer, "attn") else layer.self_attn for layer in (first, second)]
+    several = 1 if family in NEURONS else 0.5  # KV heads per query head
+    assert [input_rows(attention) for attention in attentions] == [(1 + 2 * several) * 32, (1 + 2 * several) * 64]
+    assert all(attention.config._attn_implementation == model.config._attn_implementation for attention in attentions)
+    assert not list((first.fc2 if hasattr(first, "fc2") else first.mlp).parameters())
+    assert [neurons(m) for m in [*first.leading, *first.trailing, second]] == [48, 16, 64, 32]
+    inside = [name for name, _ in first.leading.named_parameters()]
+    assert inside and not [name for name in inside if "attn" in name or "input_layernorm" in name or "ln_1" in name]
+    model.set_attn_implementation("eager")
+    assert {attention.config._attn_implementation for attention in attentions} == {"eager"}
+
+
+def test_norms_are_found_as_in_memory() -> None:
+    assert modeling_unicuco.NORMS == NORMS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cache_and_hidden_states_count_stored_layers(family: str) -> None:
-    config = config_class(family)(**SIZES, per_layer_config=WIDTHS, extra_mlps=EXTRA)
+    config = configuration(family)
     model = AutoModelForCausalLM.from_config(config).eval()
     cache = DynamicCache(config=config)
     with torch.no_grad():
         out = model(torch.tensor([[5, 6, 7]]), past_key_values=cache, output_hidden_states=True)
     assert len(out.hidden_states) == 3 and len(cache.layers) == 2
-    assert [layer.keys.shape[1] for layer in cache.layers] == [1, 2]
+    assert [layer.keys.shape[1] for layer in cache.layers] == ([2, 4] if family in NEURONS else [1, 2])
 
 
 def test_trains_with_gradient_checkpointing() -> None:

@@ -101,7 +101,7 @@ def test_every_part_is_where_it_belongs(family: str) -> None:
         assert device_names(model) == "cpu:0,cpu:1"
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "gpt2", "opt"])
 def test_padding_masks_and_growing_caches_travel_too(family: str) -> None:
     ids = torch.randint(3, tiny.VOCAB, (2, 20), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)

@@ -11,9 +11,9 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from unicuco.models.hetero import modeling_unicuco
-from unicuco.models.hetero.configuration_unicuco import FAMILIES, class_name, config_class
+from unicuco.models.hetero.configuration_unicuco import FAMILIES, NEURONS, class_name, config_class
 
-__all__ = ["FAMILIES", "class_name", "config_class", "model_class"]
+__all__ = ["FAMILIES", "NEURONS", "class_name", "config_class", "model_class"]
 
 
 def model_class(family: str, suffix: str = "ForCausalLM") -> Any:

@@ -13,6 +13,7 @@ import importlib
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
 
 FAMILIES: dict[str, str] = {
     # model_type of the base model -> name its transformers classes start with
@@ -20,10 +21,20 @@ FAMILIES: dict[str, str] = {
     "mistral": "Mistral",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
+    "gemma2": "Gemma2",
     "gemma3_text": "Gemma3",
+    "phi3": "Phi3",
+    "olmo2": "Olmo2",
+    "smollm3": "SmolLM3",
+    "granite": "Granite",
+    "gpt2": "GPT2",
+    "opt": "OPT",
 }
+NEURONS = {"gpt2": "n_inner", "opt": "ffn_dim"}
+"""What a family's configuration calls the width of its MLPs, where that is not ``intermediate_size``."""
 
 _PREFIX = "UniCuCo"
+_OTHER_NAMES = {"GPT2DecoderLayer": "GPT2Block", "GPT2ForCausalLM": "GPT2LMHeadModel"}
 
 
 def class_name(family: str, suffix: str) -> str:
@@ -36,7 +47,8 @@ def family_class(family: str, kind: str, suffix: str) -> Any:
     package = family.removesuffix("_text")
     module = importlib.import_module(f"transformers.models.{package}.{kind}_{package}")
     text_only = f"{FAMILIES[family]}Text{suffix}"  # multimodal families name their language part so
-    return getattr(module, text_only if hasattr(module, text_only) else f"{FAMILIES[family]}{suffix}")
+    plain = f"{FAMILIES[family]}{suffix}"
+    return getattr(module, text_only if hasattr(module, text_only) else _OTHER_NAMES.get(plain, plain))
 
 
 def _config_class(family: str) -> type:
@@ -52,14 +64,18 @@ def _config_class(family: str) -> type:
         def validate_architecture(self) -> None:
             # The family's own check reads the global head count, which has no meaning when layers differ.
             for index, layer in enumerate(self.per_layer_config):
-                if layer.num_attention_heads % layer.num_key_value_heads:
+                heads = layer.num_attention_heads
+                groups = getattr(layer, "num_key_value_heads", heads)  # GPT-2 and OPT have one per head
+                if heads % groups:
                     raise ValueError(
-                        f"layer {index}: {layer.num_attention_heads} query heads cannot be shared out over "
-                        f"{layer.num_key_value_heads} key/value heads"
+                        f"layer {index}: {heads} query heads cannot be shared out over {groups} key/value heads"
                     )
             for key, mlps in (self.extra_mlps or {}).items():
                 if not 0 <= int(key) < self.num_hidden_layers or set(mlps) - {"leading", "trailing"}:
                     raise ValueError(f"extra_mlps: no layer {key}, or something besides 'leading' and 'trailing' in it")
+
+        def validate_rope(self) -> None:
+            PreTrainedConfig.validate_rope(self)  # Phi-3's own reads the global head count, too
 
     Config.__name__ = Config.__qualname__ = class_name(family, "Config")
     return strict(Config)

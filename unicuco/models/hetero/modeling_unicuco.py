@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .attention_unicuco import fast_attention
-from .configuration_unicuco import FAMILIES, class_name, config_class, family_class
+from .configuration_unicuco import FAMILIES, NEURONS, class_name, config_class, family_class
+
+_HEADS_DIVIDE_HIDDEN_SIZE = ("gpt2", "opt")
 
 
 class Nothing(nn.Module):
@@ -31,19 +34,52 @@ class Nothing(nn.Module):
         return (zeros, None) if self.is_attention else zeros
 
 
+NORMS = (  # of the attention and of the MLP; the first pair that a layer has is its own
+    (("input_layernorm", "post_attention_layernorm"), ("pre_feedforward_layernorm", "post_feedforward_layernorm")),
+    (("post_attention_layernorm",), ("post_feedforward_layernorm",)),
+    (("input_layernorm",), ("post_attention_layernorm",)),
+    (("ln_1",), ("ln_2",)),
+    (("self_attn_layer_norm",), ("final_layer_norm",)),
+)
+
+
 def _drop(layer: nn.Module, sublayer: str) -> None:
     """Takes the attention or the MLP, and the norms that serve only it, out of ``layer``."""
-    sandwich = hasattr(layer, "pre_feedforward_layernorm")  # norms before and after each sublayer, as in Gemma
+    norms = next(pair for pair in NORMS if all(hasattr(layer, name) for names in pair for name in names))
     if sublayer == "attention":
-        layer.self_attn = Nothing(is_attention=True)
-        norms = ("input_layernorm", "post_attention_layernorm") if sandwich else ("input_layernorm",)
+        setattr(layer, "attn" if hasattr(layer, "attn") else "self_attn", Nothing(is_attention=True))
+    elif hasattr(layer, "fc1"):  # OPT's MLP has no module of its own
+        layer.fc1, layer.activation_fn, layer.fc2 = nn.Identity(), nn.Identity(), Nothing(is_attention=False)
     else:
         layer.mlp = Nothing(is_attention=False)
-        norms = (
-            ("pre_feedforward_layernorm", "post_feedforward_layernorm") if sandwich else ("post_attention_layernorm",)
-        )
-    for norm in norms:
+    for norm in norms[0 if sublayer == "attention" else 1]:
         setattr(layer, norm, nn.Identity())
+
+
+class _OwnHeads:
+    """The model's configuration with one layer's number of heads, for attentions that ask for it at every call."""
+
+    def __init__(self, config: Any, own: Any) -> None:
+        self._config, self.num_attention_heads = config, own.num_attention_heads
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_config":  # while it is being copied
+            raise AttributeError(name)
+        return getattr(self._config, name)
+
+
+def _narrow(attention: Any, heads: int) -> None:
+    """Gives an attention whose family divides the hidden size by the number of heads fewer heads of the same width."""
+    hidden, width = attention.embed_dim, heads * attention.head_dim
+    attention.num_heads = heads
+    if hasattr(attention, "c_attn"):
+        attention.split_size = width
+        attention.c_attn, attention.c_proj = Conv1D(3 * width, hidden), Conv1D(hidden, width)
+    else:
+        bias = attention.out_proj.bias is not None
+        for name in ("q_proj", "k_proj", "v_proj"):
+            setattr(attention, name, nn.Linear(hidden, width, bias))
+        attention.out_proj = nn.Linear(width, hidden, bias)
 
 
 def _without_layers(config: Any) -> Any:
@@ -62,8 +98,15 @@ def _layer_class(family: str) -> type:
 
         def __init__(self, config: Any, layer_idx: int) -> None:
             own = copy.copy(config.per_layer_config[layer_idx])
+            heads = own.num_attention_heads
+            if family in _HEADS_DIVIDE_HIDDEN_SIZE:
+                own.num_attention_heads = own.hidden_size // own.head_dim
             super().__init__(own, layer_idx)
-            self.self_attn.config = config  # so that set_attn_implementation reaches it
+            attention: Any = self.attn if hasattr(self, "attn") else self.self_attn
+            if family in _HEADS_DIVIDE_HIDDEN_SIZE:
+                _narrow(attention, heads)
+            # Not the layer's own copy, so that set_attn_implementation reaches it.
+            attention.config = _OwnHeads(config, own) if hasattr(attention, "qkv_proj") else config
             if "mlp" in getattr(own, "skip", []):
                 _drop(self, "mlp")
             extra = (config.extra_mlps or {}).get(str(layer_idx), {})
@@ -74,7 +117,7 @@ def _layer_class(family: str) -> type:
         @staticmethod
         def _mlp_block(config: Any, layer_idx: int, neurons: int) -> nn.Module:
             own = copy.copy(config)
-            own.intermediate_size = neurons
+            setattr(own, NEURONS.get(family, "intermediate_size"), neurons)
             block = plain_layer(own, layer_idx)
             _drop(block, "attention")
             return block
@@ -104,34 +147,48 @@ def _classes(family: str) -> dict[str, type]:
         "__module__": __name__,
     }
 
-    def init_model(self: Any, config: Any) -> None:
-        nobody_chose = config._attn_implementation is None
-        plain_model.__init__(self, _without_layers(config))
-        _take_config(self, config)
-        self.layers = nn.ModuleList([layer(config, index) for index in range(config.num_hidden_layers)])
-        self.default_attention = nobody_chose  # a user's own choice of attention is left alone
-        self.post_init()
+    # The family's class that holds the layers; OPT's lies one module further in.
+    plain_stack = family_class(family, "modeling", "Decoder") if family == "opt" else plain_model
 
-    @functools.wraps(plain_model.forward)  # transformers reads signatures
+    def stack_of(model: Any) -> Any:
+        return model.decoder if family == "opt" else model
+
+    @functools.wraps(plain_stack.forward)  # transformers reads signatures
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.default_attention or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return plain_model.forward(self, *args, **kwargs)
+            return plain_stack.forward(self, *args, **kwargs)
         with fast_attention(self):
-            return plain_model.forward(self, *args, **kwargs)
+            return plain_stack.forward(self, *args, **kwargs)
+
+    def init_model(self: Any, config: Any) -> None:
+        nobody_chose = config._attn_implementation is None
+        plain = _without_layers(config)
+        plain_model.__init__(self, plain)
+        _take_config(self, config)
+        if family == "opt":
+            self.decoder = stack(plain)
+            _take_config(self.decoder, config)
+        held = stack_of(self)
+        layers = nn.ModuleList([layer(config, index) for index in range(config.num_hidden_layers)])
+        setattr(held, "h" if hasattr(held, "h") else "layers", layers)
+        held.default_attention = nobody_chose  # a user's own choice of attention is left alone
+        self.post_init()
 
     def init_lm(self: Any, config: Any) -> None:
         nobody_chose = config._attn_implementation is None
         plain_lm.__init__(self, _without_layers(config))
         _take_config(self, config)
-        self.model = model(config)
-        self.model.default_attention = nobody_chose
+        inner = model(config)
+        stack_of(inner).default_attention = nobody_chose
+        setattr(self, self.base_model_prefix, inner)
         self.post_init()
 
-    model_name = class_name(family, "Model")
-    lm_name = class_name(family, "ForCausalLM")
-    model = type(model_name, (plain_model,), {**shared, "__init__": init_model, "forward": forward})
-    lm = type(lm_name, (plain_lm,), {**shared, "__init__": init_lm})
-    return {layer.__name__: layer, model_name: model, lm_name: lm}
+    names = [class_name(family, suffix) for suffix in ("Decoder", "Model", "ForCausalLM")]
+    own = {**shared, "forward": forward}
+    stack: Any = type(names[0], (plain_stack,), own) if family == "opt" else None
+    model = type(names[1], (plain_model,), {**(shared if stack else own), "__init__": init_model})
+    lm = type(names[2], (plain_lm,), {**shared, "__init__": init_lm})
+    return {layer.__name__: layer, names[1]: model, names[2]: lm}
 
 
 def _take_config(model: Any, config: Any) -> None:
