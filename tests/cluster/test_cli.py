@@ -115,6 +115,14 @@ def test_prune_then_evaluate(
     assert pruned["kl"] > 0
     assert pruned["parameters"] == record["size"]["params"] < dense["parameters"]
     assert "perplexity" in capsys.readouterr().out
+    assert run(monkeypatch, "verify", checkpoint, "--threads", 1, "--json", figures) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "good"
+    said = json.loads(figures.read_text())
+    assert said["passed"] and said["loaded"]["params"] == record["size"]["params"] and said["logits"]["tokens"] == 32
+    (checkpoint / "config.json").write_text("{}")
+    assert run(monkeypatch, "verify", checkpoint) == 1
+    assert "config.json has 2 bytes" in capsys.readouterr().out
+    assert run(monkeypatch, "verify", tmp_path) == 1 and "is no checkpoint of UniCuCo" in sentence(capsys)
 
 
 def test_prune_with_a_sparsity_pruner_needs_no_policy(

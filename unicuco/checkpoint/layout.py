@@ -167,15 +167,6 @@ def padded_block(block: Block, pruned: PrunedBlock) -> dict[str, Tensor]:
     return state
 
 
-def padded_tensors(base: BaseModel, pruned: list[PrunedBlock]) -> dict[str, Tensor]:
-    """State dict of the ``padded`` model: the base model's own names and shapes."""
-    tensors = outer_tensors(base.model)
-    prefix = layers_prefix(base.model)
-    for i, (block, left) in enumerate(zip(find_blocks(base.model), pruned, strict=True)):
-        tensors.update({f"{prefix}{i}.{name}": tensor for name, tensor in padded_block(block, left).items()})
-    return tensors
-
-
 def _padded(dense: Tensor, pruned: Tensor | None) -> Tensor:
     if pruned is not None and pruned.shape == dense.shape:
         return pruned
