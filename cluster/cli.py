@@ -89,7 +89,9 @@ def prune(
     max_bytes: Bytes = None,
     max_kl: MaxKl = None,
     preference: Preference = None,
-    layout: Annotated[str, typer.Option(help="'hetero' (small) or 'padded' (loads everywhere).")] = "hetero",
+    layout: Annotated[
+        str, typer.Option(help="'hetero', 'uniform' (plain config) or 'padded' (dense shapes).")
+    ] = "hetero",
     model: Annotated[str | None, typer.Option(help="Where the base model lies now, if it moved.")] = None,
     dtype: Dtype = "bfloat16",
     device: Device = "cpu",

@@ -48,7 +48,7 @@ def run_prune(
         UniCuCoError: before any work where possible; nothing is left behind.
     """
     if layout not in LAYOUTS:
-        raise CheckpointError(f"'{layout}' is no layout; use {' or '.join(LAYOUTS)}.")
+        raise CheckpointError(f"'{layout}' is no layout; use {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}.")
     check_shard_size(shard_size)
     store = Store(str(output)) if is_uri(output) else None
     if store is not None:
@@ -62,6 +62,8 @@ def run_prune(
                 "A service decides by itself on --model, --measure, --verify, --shard-size, --replace and "
                 "--trust-remote-code."
             )
+        if layout == "uniform":
+            raise RequestError("A service builds the layouts hetero and padded.")
         if store is not None:
             raise RequestError("What a service builds is fetched to a folder; give --output FOLDER.")
         _fetch(policy, request, Path(output), layout)

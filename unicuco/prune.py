@@ -24,6 +24,7 @@ from unicuco.preparation import Preparation, PreparationConfig, Progress, prepar
 from unicuco.pruners.base import Pruner
 from unicuco.request import Answer, Request
 from unicuco.storage import cache_dir
+from unicuco.uniform import answer_uniform
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ def prune(
 ) -> Pruned:
     """Answers ``request`` and writes the answer as a checkpoint at ``target``.
 
+    The layout ``uniform`` holds few strategies: the best of those is the answer (``unicuco.uniform``).
+
     Measuring needs the whole base model in memory. Without it, on a CPU, no more than one of its blocks is there at a
     time; where its files do not allow that (``open_base_model``), it is loaded whole all the same.
 
@@ -170,7 +173,11 @@ def prune(
     """
     config, how = config or EvaluatorConfig(), how or Writing()
     policy = Policy.load(policy_folder)
-    answer = policy.answer([request], bytes_per_param=DTYPES[config.dtype].itemsize)[0]
+    itemsize = DTYPES[config.dtype].itemsize
+    if how.layout == "uniform":
+        answer = answer_uniform(policy, request, itemsize)
+    else:
+        answer = policy.answer([request], bytes_per_param=itemsize)[0]
     if not answer.feasible:
         raise InfeasibleRequestError(answer.note)
     if not measure and config.device == "cpu":

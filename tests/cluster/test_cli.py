@@ -200,7 +200,7 @@ def give_it_code(model: Path) -> None:
         (("answer", "POLICY", "--requests", "BROKEN"), "line 2"),
         (("answer", "POLICY", "--requests", "nowhere.jsonl"), "nowhere.jsonl"),
         (("prune", "POLICY", "--output", "OUT", "--params", 1), "parameters are left"),
-        (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--layout", "odd"), "hetero or padded"),
+        (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--layout", "odd"), "hetero, uniform or padded"),
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--model", "OTHER"), "trained for"),
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--dtype", "int8"), "dtype"),
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--device", "abacus"), "abacus"),

@@ -154,6 +154,8 @@ def _usage(layout: str) -> str:
         "",
         "Dense shapes, removed parts are zero: loads in every tool, and is no smaller or faster than the base model.",
     )
+    if layout == "uniform":
+        note = "A plain model of its family with fewer blocks, heads or neurons: loads in every tool."
     if layout == "hetero":
         remote = ", trust_remote_code=True"
         note = (

@@ -5,6 +5,9 @@ follows it, the MLPs until the next attention (*trailing*) and, in the first lay
 A model whose first attentions are dropped, or which has several MLPs in a row, thus has as many layers as attentions,
 and caches, ``generate`` and serving engines see nothing unusual.
 
+``uniform`` has the same widths in every block that is left, and whole blocks dropped: the family's own configuration
+with smaller numbers.
+
 ``padded`` fills the dense shapes with zeros: no smaller, but it loads everywhere.
 """
 
@@ -147,6 +150,48 @@ def hetero_config(base: BaseModel, shape: Shape, layers: list[StoredLayer]) -> A
         },
     }
     return config_class(family).from_dict(values)
+
+
+def uniform_layers(base: BaseModel, shape: Shape) -> list[StoredLayer]:
+    """The stored layers of a strategy that the family's own classes can hold: the blocks that are left.
+
+    Raises:
+        CheckpointError: it keeps half of a block, or different widths, or no block at all.
+    """
+    pairs = list(zip(shape.groups, shape.neurons, strict=True))
+    geometries = base.geometry.blocks
+    left = {(*pair, geometries[b].head_dim, geometries[b].heads_per_group) for b, pair in enumerate(pairs) if any(pair)}
+    if len(left) != 1 or not all(all(pair) or not any(pair) for pair in pairs):
+        raise CheckpointError(
+            "The layout 'uniform' holds whole blocks of the same width, and this strategy has others; use 'hetero', or "
+            "ask a policy for a uniform strategy."
+        )
+    return [StoredLayer(b, b, (), ()) for b, pair in enumerate(pairs) if any(pair)]
+
+
+def uniform_config(base: BaseModel, shape: Shape, layers: list[StoredLayer]) -> Any:
+    """The base configuration with fewer blocks, heads and neurons.
+
+    Raises:
+        CheckpointError: the family does not allow so many heads.
+    """
+    block, first = base.geometry.blocks[layers[0].attention], layers[0].attention
+    values = clean_config(base).to_dict()
+    for name in _PER_LAYER_LISTS:
+        if values.get(name):
+            values[name] = [values[name][layer.attention] for layer in layers]
+    values |= {
+        "num_hidden_layers": len(layers),
+        "head_dim": block.head_dim,
+        "num_attention_heads": shape.groups[first] * block.heads_per_group,
+        "num_key_value_heads": shape.groups[first],
+        "intermediate_size": shape.neurons[first],
+    }
+    try:
+        return type(base.model.config).from_dict(values)
+    except Exception as error:  # configurations check themselves with exceptions of their own
+        why = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise CheckpointError(f"Models of this family cannot have these widths ({why}); use 'hetero'.") from error
 
 
 def clean_config(base: BaseModel) -> Any:

@@ -23,6 +23,8 @@ from unicuco.checkpoint.layout import (
     outer_tensors,
     padded_block,
     regroup,
+    uniform_config,
+    uniform_layers,
 )
 from unicuco.checkpoint.recorded import write_logits
 from unicuco.checkpoint.shards import Spec, check_shard_size, write_shards
@@ -34,8 +36,8 @@ from unicuco.pruners.base import PrunedBlock, Pruner
 from unicuco.space import Shape
 from unicuco.storage import atomic_folder, write_json
 
-Layout = Literal["hetero", "padded"]
-LAYOUTS: tuple[Layout, ...] = ("hetero", "padded")
+Layout = Literal["hetero", "uniform", "padded"]
+LAYOUTS: tuple[Layout, ...] = ("hetero", "uniform", "padded")
 SHARD_SIZE = "5GB"
 """Of weights files, when nothing else is asked for."""
 
@@ -89,7 +91,7 @@ def write_checkpoint(
     began = time.monotonic()
     target, card = Path(target), card or CheckpointCard()
     if layout not in LAYOUTS:
-        raise CheckpointError(f"'{layout}' is no layout; use {' or '.join(LAYOUTS)}.")
+        raise CheckpointError(f"'{layout}' is no layout; use {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}.")
     check_shard_size(max_shard_size)
     check_target(target, replace)
     blocks = LazyBlocks(pruner, shape, base.model.dtype)
@@ -164,12 +166,15 @@ def _plan(
     prefix = layers_prefix(base.model)
     outer = outer_tensors(base.model)
     sources = find_blocks(base.model)
-    if layout == "hetero":
-        from unicuco.models.hetero import model_class
+    if layout != "padded":
+        if layout == "uniform":
+            layers = uniform_layers(base, shape)
+            config, kind = uniform_config(base, shape, layers), type(base.model)
+        else:
+            from unicuco.models.hetero import model_class
 
-        layers = regroup(shape)
-        config = hetero_config(base, shape, layers)
-        kind = model_class(base.geometry.family)
+            layers = regroup(shape)
+            config, kind = hetero_config(base, shape, layers), model_class(base.geometry.family)
         ghosts = [_ghost(block, base.model.dtype) for block in sources]
         names = hetero_tensors(base, ghosts, layers)
 
