@@ -164,7 +164,7 @@ def export(
     Args:
         base: pinned, with its pruner.
     """
-    with tempfile.TemporaryDirectory(prefix="unicuco-bench-", dir=Path.cwd()) as temporary:
+    with tempfile.TemporaryDirectory(prefix="unicuco-bench-") as temporary:
         root = Path(temporary)
 
         def streamed(target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``unicuco train | tune | watch | answer | prune | verify | evaluate | report | serve | keys``.
+"""The command line, ``unicuco COMMAND``: train, tune, watch, answer, prune, verify, export-gguf, evaluate, ...
 
 Importing this module is cheap (typer alone); each command imports what it needs when it runs.
 """
@@ -205,6 +205,25 @@ def verify(
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def export_gguf(
+    checkpoint: Annotated[Path, typer.Argument(help="A 'uniform' or 'padded' checkpoint, or a plain model's folder.")],
+    output: Annotated[Path, typer.Argument(help="The GGUF file.")],
+    tokenizer_pre: Annotated[
+        str, typer.Option(help="llama.cpp's name for how text is split: 'smollm', 'llama-bpe', 'default', ...")
+    ],
+    replace: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """Writes a Llama or Mistral checkpoint as one GGUF file, for llama.cpp.
+
+    Example: unicuco export-gguf checkpoints/small small.gguf --tokenizer-pre smollm
+    """
+    from unicuco.checkpoint.gguf import write_gguf
+
+    write_gguf(checkpoint, output, tokenizer_pre, replace)
+    typer.echo(f"GGUF: {output}, {output.stat().st_size / 1e6:.0f} MB")
 
 
 @app.command()

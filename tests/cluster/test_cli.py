@@ -216,6 +216,10 @@ def give_it_code(model: Path) -> None:
         (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--kept", 0.5, "--output", "OUT"), "no request"),
         (("prune", "POLICY", "--sparsity", 0.5, "--output", "OUT"), "belong to --pruner"),
         (("prune", "POLICY", "--kept", 0.5), "--output"),
+        (("prune", "POLICY", "--kept", 0.5, "--output", "OUT", "--shard-size", "many"), "no size of a file"),
+        (("prune", "POLICY", "--kept", 0.5, "--output", "what://ever"), "cannot be opened"),
+        (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--no-verify"), "no request"),
+        (("export-gguf", "MODEL", "OUT", "--tokenizer-pre", "default"), "only byte-pair ones"),
         (("evaluate", "./nowhere"), "No folder at ./nowhere"),
         (("evaluate", "MODEL", "--text", "nowhere.txt"), "nowhere.txt"),
         (("train", "./nowhere", "--run", "OUT"), "No folder at ./nowhere"),
@@ -270,7 +274,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("command", ["train", "answer", "prune", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["train", "answer", "prune", "verify", "export-gguf", "evaluate", "report"])
 def test_every_command_shows_an_example(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,7 +68,7 @@ def open_base_model(source: ModelSource, dtype: str, trust_remote_code: bool = F
     if (source.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source.folder)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied ones once
-    files = _files(source.folder)
+    files = tensor_files(source.folder)
     found = {name: _shape(files[name], name) for name in shapes if name in files}
     persistent = set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if found != shapes or persistent:
@@ -182,7 +182,7 @@ def _as_first(name: str) -> str:
     return ".".join([kind, "0", *rest])
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def tensor_files(folder: Path) -> dict[str, Path]:
     """Where each tensor of a Hugging Face folder lies."""
     from safetensors import SafetensorError, safe_open
 
