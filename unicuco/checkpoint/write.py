@@ -194,6 +194,7 @@ def _plan(
 
     with torch.device("meta"):
         model: Any = kind(config)
+    model.to(base.model.dtype)  # what its configuration is to say
     model.tie_weights()
     model.generation_config = base.model.generation_config
     own = model.state_dict()
