@@ -56,7 +56,7 @@ GOAL = 1.25
 PROMPT = "The capital of France is"
 
 EXPORT = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import torch
 import unicuco.models.hetero
@@ -65,7 +65,6 @@ from unicuco.checkpoint.stream import StreamingPruner, open_base_model
 from unicuco.models.source import find_model
 from unicuco.preparation import Preparation, PreparationConfig, prepare
 from unicuco.space import Shape
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 model, folder, target, groups, neurons = sys.argv[1:]
 torch.ones(64, 64) @ torch.ones(64, 64)
 before = peak()

@@ -98,10 +98,11 @@ def test_the_preparation_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 MEMORY = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import torch
 from unicuco.checkpoint import write_checkpoint
+from unicuco.checkpoint.reload import peak_bytes as peak
 from unicuco.checkpoint.stream import StreamingPruner, open_base_model
 from unicuco.models.load import load_base_model
 from unicuco.models.source import find_model
@@ -112,8 +113,6 @@ import unicuco.models.hetero
 
 torch.set_num_threads(1)
 folder, place, target, streamed = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] == "streamed"
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 torch.ones(64, 64) @ torch.ones(64, 64)
 before = peak()
 preparation, source = Preparation.open(place), find_model(folder)
