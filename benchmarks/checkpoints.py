@@ -1,18 +1,27 @@
 """Checkpoints of SmolLM2 at kept 0.7: do they load, agree and generate, and is the pruned one faster?
 
-    python -m benchmarks.checkpoints --json FILE
+    python -m benchmarks.checkpoints [--only export] --json FILE
 
+- ``export_ratio``: seconds of an export (opening the base model, pruning, writing, digests; as ``unicuco prune
+  --no-measure --no-verify``) ÷ those of ``save_file`` on the same tensors in memory, each the smallest of its rounds
+  in turns (goal 1.5); ``export_ratio_processor``: of processor time, which other work on the machine disturbs less.
+  Beside it: with the base model pinned and its projections solved already, as after measuring;
+  and what reading, solving and hashing alone take. ``export_peak_bytes``: largest memory of a process that exports,
+  over what it had after its imports.
 - ``logits_max_diff``: largest difference of hetero and padded logits, in a fresh process, float32;
 - ``generates_equal``: greedy generation with cache gives the same tokens from both;
 - ``prefill_speedup``: prefill of 512 tokens with ``logits_to_keep=1``, dense ÷ hetero, the smaller of the two dtypes
   (goal 1.25; what the blocks' multiply-adds alone would give stands beside it).
 
-Dense and hetero run in turns, in alternating order; each figure is a median over ``--rounds`` pairs.
+With ``--only export`` nothing else is measured, on the uniform strategy, so that no policy is needed. Dense and hetero
+run in turns, in alternating order; each figure is a median over ``--rounds`` pairs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,22 +32,53 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.harness import MODEL, demo_policy, finish, parser, surroundings
+from unicuco.baselines.uniform import uniform
 from unicuco.checkpoint import CheckpointCard, write_checkpoint
+from unicuco.checkpoint.stream import StreamingPruner, open_base_model
 from unicuco.evaluator import EvaluatorConfig
-from unicuco.models.load import load_base_model, load_tokenizer
-from unicuco.models.source import find_model
+from unicuco.models.load import BaseModel, load_base_model, load_tokenizer
+from unicuco.models.source import ModelSource, find_model
 from unicuco.policy import Policy
-from unicuco.preparation import Preparation
+from unicuco.preparation import Preparation, PreparationConfig, prepare
 from unicuco.prune import find_preparation
+from unicuco.pruners.base import Pruner, pruned_blocks
 from unicuco.pruners.build import build_pruner
 from unicuco.request import Request
+from unicuco.space import Shape
 
 KEPT, SEED = 0.7, 0
+EXPORT_GOAL = 1.5
 PREFILL_TOKENS, NEW_TOKENS = 512, 32
 GOAL = 1.25
 PROMPT = "The capital of France is"
+
+EXPORT = """
+import json, sys
+from pathlib import Path
+import torch
+import unicuco.models.hetero
+from unicuco.checkpoint import write_checkpoint
+from unicuco.checkpoint.stream import StreamingPruner, open_base_model
+from unicuco.models.source import find_model
+from unicuco.preparation import Preparation, PreparationConfig, prepare
+from unicuco.space import Shape
+model, folder, target, groups, neurons = sys.argv[1:]
+torch.ones(64, 64) @ torch.ones(64, 64)
+before = peak()
+opened = open_base_model(find_model(model), "bfloat16")
+pruner = StreamingPruner(opened, Preparation.open(Path(folder)))
+shape = Shape(tuple(json.loads(groups)), tuple(json.loads(neurons)))
+report = write_checkpoint(opened.base, None, pruner, shape, Path(target), verify=False)
+blocks = opened.base.geometry.blocks
+print(json.dumps({
+    "export_peak_bytes": peak() - before,
+    "export_block_bytes": 2 * max(block.params for block in blocks),
+    "export_outer_bytes": 2 * opened.base.geometry.fixed_params,
+}))
+"""
 
 FRESH = """
 import json, sys, time, torch
@@ -64,24 +104,39 @@ print(json.dumps({
 """
 
 
-def run(rounds: int) -> dict[str, Any]:
+def run(rounds: int, only_export: bool) -> dict[str, Any]:
     """All figures, by name."""
     source = find_model(MODEL)
-    policy = Policy.load(demo_policy())
-    policy.check_model(source.digest, source.spec)
-    preparation = find_preparation(policy, source, EvaluatorConfig())
     base, tokenizer = load_base_model(source, "bfloat16"), load_tokenizer(source)
-    index = np.array(policy.answer([Request(kept=KEPT)])[0].levels)
+    if only_export:
+        preparation = prepare(base, tokenizer, PreparationConfig())
+        index = uniform(preparation.space, KEPT, mlp_only=False)
+    else:
+        policy = Policy.load(demo_policy())
+        policy.check_model(source.digest, source.spec)
+        preparation = find_preparation(policy, source, EvaluatorConfig())
+        index = np.array(policy.answer([Request(kept=KEPT)])[0].levels)
     shape = preparation.space.shape(index)
     pruner = build_pruner(base, preparation)
+    size = preparation.space.size(index)
+    found: dict[str, Any] = {"kept": size.kept, "ratio": size.ratio}
+    about = surroundings(
+        model=MODEL,
+        seed=SEED,
+        prefill_tokens=PREFILL_TOKENS,
+        rounds=rounds,
+        dtype="float32 and bfloat16",
+        threads=torch.get_num_threads(),
+    )
+    found |= export(source, base, pruner, preparation, shape, max(rounds, 5))
+    if only_export:
+        return found | {"surroundings": about}
     card = CheckpointCard(
         request={"kept": KEPT},
         strategy=tuple(preparation.space.sparsities(index).tolist()),
         preparation=preparation.digest,
         command="python -m benchmarks.checkpoints",
     )
-    size = preparation.space.size(index)
-    found: dict[str, Any] = {"kept": size.kept, "ratio": size.ratio}
     found["limit_by_block_macs"] = _block_macs(preparation, np.zeros_like(index)) / _block_macs(preparation, index)
     with tempfile.TemporaryDirectory(prefix="unicuco-bench-") as temporary:
         hetero, padded = Path(temporary) / "hetero", Path(temporary) / "padded"
@@ -98,15 +153,83 @@ def run(rounds: int) -> dict[str, Any]:
             found |= {f"{key}_{name}": value for key, value in prefill(source.folder, hetero, dtype, rounds).items()}
             speedups.append(found[f"prefill_speedup_{name}"])
     found["prefill_speedup"] = min(speedups)
-    about = surroundings(
-        model=MODEL,
-        seed=SEED,
-        prefill_tokens=PREFILL_TOKENS,
-        rounds=rounds,
-        dtype="float32 and bfloat16",
-        threads=torch.get_num_threads(),
-    )
     return found | {"surroundings": about}
+
+
+def export(
+    source: ModelSource, base: BaseModel, pruner: Pruner, preparation: Preparation, shape: Shape, rounds: int
+) -> dict[str, Any]:
+    """Seconds of an export and of its parts, beside ``save_file`` on the same tensors; each the smallest of its rounds.
+
+    Args:
+        base: pinned, with its pruner.
+    """
+    with tempfile.TemporaryDirectory(prefix="unicuco-bench-") as temporary:
+        root = Path(temporary)
+
+        def streamed(target: Path) -> None:
+            opened = open_base_model(source, "bfloat16")
+            assert opened is not None
+            own = StreamingPruner(opened, preparation)
+            write_checkpoint(opened.base, None, own, shape, target, verify=False)
+
+        def pinned(target: Path) -> None:
+            write_checkpoint(base, None, pruner, shape, target, verify=False)
+
+        pinned(root / "first")
+        tensors = {name: t.clone() for name, t in load_file(root / "first" / "model.safetensors").items()}
+        buffers = [tensor.view(-1).view(torch.uint8).numpy() for tensor in tensors.values()]
+
+        def hashed(target: Path) -> None:
+            digest = hashlib.sha256()
+            for buffer in buffers:
+                digest.update(buffer)
+
+        def opened_and_read(target: Path) -> None:
+            opened = open_base_model(source, "bfloat16")
+            assert opened is not None
+            for name in opened.files:
+                opened.read(name)
+
+        def solved(target: Path) -> None:
+            pruned_blocks(build_pruner(base, preparation), shape)  # a new one: nothing is solved yet
+
+        ways = {
+            "save_file": lambda target: save_file(tensors, target),
+            "export": streamed,
+            "export_pinned": pinned,
+            "export_part_hashing": hashed,
+            "export_part_reading": opened_and_read,
+            "export_part_solving": solved,
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        processor: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(-1, rounds):
+            for name in sorted(ways, reverse=bool(turn % 2)):
+                target = root / f"{name}-{turn}"
+                began, began_processor = time.perf_counter(), time.process_time()
+                ways[name](target)
+                if turn >= 0:
+                    seconds[name].append(time.perf_counter() - began)
+                    processor[name].append(time.process_time() - began_processor)
+                shutil.rmtree(target, ignore_errors=True)
+                target.unlink(missing_ok=True)
+        command = [sys.executable, "-c", EXPORT, source.spec, str(preparation.folder), str(root / "alone")]
+        command += [json.dumps(shape.groups), json.dumps(shape.neurons)]
+        ran = subprocess.run(command, capture_output=True, text=True)
+        if ran.returncode:
+            raise RuntimeError(f"the export does not work in a fresh process: {ran.stderr[-2000:]}")
+    best = {name: min(times) for name, times in seconds.items()}
+    least = {name: min(times) for name, times in processor.items()}
+    return {
+        "export_ratio": best["export"] / best["save_file"],
+        "export_ratio_pinned": best["export_pinned"] / best["save_file"],
+        "export_ratio_processor": least["export"] / least["save_file"],
+        **{f"{name}_seconds": value for name, value in best.items()},
+        **{f"{name}_processor_seconds": value for name, value in least.items()},
+        "export_bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        **json.loads(ran.stdout.splitlines()[-1]),
+    }
 
 
 def _block_macs(preparation: Preparation, index: np.ndarray) -> int:
@@ -164,16 +287,24 @@ def prefill(dense_folder: Path, hetero_folder: Path, dtype: torch.dtype, rounds:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=11, help="paired measurements per dtype (default 11)")
+    options.add_argument("--only", choices=["export"], help="measure this alone")
     given = options.parse_args()
-    found = run(given.rounds)
+    found = run(given.rounds, given.only == "export")
     goals = {"logits_max_diff": "1e-3", "generates_equal": "True", "cache_equals_no_cache": "True"}
-    goals["prefill_speedup"] = f"at least {GOAL} (by multiply-adds {found['limit_by_block_macs']:.2f})"
+    goals["export_ratio"] = f"at most {EXPORT_GOAL}"
+    if "limit_by_block_macs" in found:
+        goals["prefill_speedup"] = f"at least {GOAL} (by multiply-adds {found['limit_by_block_macs']:.2f})"
     rows = [
         (name, f"{value:.4g}" if isinstance(value, float) else str(value), goals.get(name, ""))
         for name, value in found.items()
         if name != "surroundings"
     ]
-    finish(f"Checkpoints of {MODEL}, the demo policy's answer for kept {KEPT}", rows, found, given.json)
+    finish(
+        f"Checkpoints of {MODEL}, {'the uniform strategy' if given.only else 'the demo policy'} at kept {KEPT}",
+        rows,
+        found,
+        given.json,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: ``unicuco train | tune | watch | answer | prune | evaluate | report | serve | keys``.
+"""The command line, ``unicuco COMMAND``: train, tune, watch, answer, prune, verify, export-gguf, evaluate, ...
 
 Importing this module is cheap (typer alone); each command imports what it needs when it runs.
 """
@@ -15,7 +15,8 @@ import typer
 from cluster.keys import keys_app
 from cluster.train import add_train_command
 from cluster.tune import add_tune_command
-from unicuco.errors import RequestError, UniCuCoError
+from unicuco.errors import CheckpointError, RemoteError, RequestError, UniCuCoError
+from unicuco.remote import is_uri
 
 app = typer.Typer(
     name="unicuco",
@@ -81,19 +82,23 @@ def prune(
     policy: Annotated[
         str | None, typer.Argument(help="A policy or run folder, or a service; with --pruner, a base model.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the checkpoint.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for the checkpoint; with a policy, or a URI.")] = None,
     kept: Kept = None,
     ratio: Ratio = None,
     params: Params = None,
     max_bytes: Bytes = None,
     max_kl: MaxKl = None,
     preference: Preference = None,
-    layout: Annotated[str, typer.Option(help="'hetero' (small) or 'padded' (loads everywhere).")] = "hetero",
+    layout: Annotated[
+        str, typer.Option(help="'hetero', 'uniform' (plain config) or 'padded' (dense shapes).")
+    ] = "hetero",
     model: Annotated[str | None, typer.Option(help="Where the base model lies now, if it moved.")] = None,
     dtype: Dtype = "bfloat16",
     device: Device = "cpu",
     threads: Threads = None,
     measure: Annotated[bool, typer.Option(help="Measure the result on fresh text.")] = True,
+    verify: Annotated[bool, typer.Option(help="Reload it in a fresh process before it is kept.")] = True,
+    shard_size: Annotated[str, typer.Option(help="Largest file of weights: 5GB, 500MB.")] = "5GB",
     replace: Annotated[bool, typer.Option(help="Replace a checkpoint that is there.")] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the base model's own code.")] = False,
     pruner: Annotated[
@@ -121,6 +126,8 @@ def prune(
 
     Example: unicuco prune http://127.0.0.1:8000 --kept 0.7 --output checkpoints/small
 
+    Example: unicuco prune runs/first --kept 0.5 --no-measure --output s3://bucket/small
+
     Example: unicuco prune smollm2 --pruner sparsegpt --sparsity 0.5 --output checkpoints/sparse
 
     Example: unicuco prune smollm2 --pruner prunenet --sparsity 0.25 --no-measure
@@ -129,18 +136,22 @@ def prune(
     if pruner is not None:
         from cluster.sparsifying import CalibrationText, How, is_data_free, run_data_free, run_sparsify
 
-        if asked or model or layout != "hetero":
-            raise RequestError("With --pruner give --sparsity or --pattern, and no request, --model, --layout.")
+        policies_only = {name for name in ("layout", "verify", "shard_size") if _was_given(context, name)}
+        if asked or model or policies_only or (output and is_uri(output)):
+            raise RequestError(
+                "With --pruner give --sparsity or --pattern and a folder, and no request, --model, --layout, --verify, "
+                "--shard-size."
+            )
         text = CalibrationText(calibration, windows, window_length, seed)
         how = How(dtype, device, threads, replace, trust_remote_code)
-        base = policy or "smollm2"
+        base, folder = policy or "smollm2", Path(output) if output else None
         if is_data_free(pruner):
             given = {name for name in CALIBRATION_OPTIONS if _was_given(context, name)}
-            run_data_free(base, pruner, sparsity, pattern, given, text, measure, prunenet_policy, output, how)
+            run_data_free(base, pruner, sparsity, pattern, given, text, measure, prunenet_policy, folder, how)
             return
         if prunenet_policy or not measure:
             raise RequestError("--prunenet-policy and --no-measure belong to the pruners without data.")
-        run_sparsify(base, pruner, sparsity, pattern, allocation, text, output, how)
+        run_sparsify(base, pruner, sparsity, pattern, allocation, text, folder, how)
         return
     if sparsity is not None or pattern is not None or prunenet_policy is not None:
         raise RequestError("--sparsity, --pattern and --prunenet-policy belong to --pruner.")
@@ -148,7 +159,8 @@ def prune(
         raise RequestError("Give a policy and --output FOLDER, or --pruner with --sparsity.")
     from cluster.pruning import run_prune
 
-    run_prune(policy, asked, output, layout, model, dtype, device, threads, measure, replace, trust_remote_code)
+    how_to = (layout, model, dtype, device, threads, measure, replace, trust_remote_code)
+    run_prune(policy, asked, output, *how_to, verify=verify, shard_size=shard_size)
 
 
 @app.command()
@@ -172,6 +184,46 @@ def evaluate(
     from cluster.evaluating import run_evaluate
 
     run_evaluate(model, base, text, tokens, window_length, seed, dtype, device, threads, trust_remote_code, json_file)
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[str, typer.Argument(help="The folder of a checkpoint, or its URI.")],
+    threads: Threads = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the code in the folder, whoever wrote it.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write what was found here too.")] = None,
+) -> None:
+    """Checks a checkpoint: every file's digest, logits in a fresh process, size, shapes, speed. Exit code 1: not good.
+
+    Example: unicuco verify checkpoints/small
+    """
+    from cluster.verifying import run_verify
+
+    try:
+        good = run_verify(checkpoint, threads, trust_remote_code, json_file)
+    except (CheckpointError, RemoteError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def export_gguf(
+    checkpoint: Annotated[Path, typer.Argument(help="A 'uniform' or 'padded' checkpoint, or a plain model's folder.")],
+    output: Annotated[Path, typer.Argument(help="The GGUF file.")],
+    tokenizer_pre: Annotated[
+        str, typer.Option(help="llama.cpp's name for how text is split: 'smollm', 'llama-bpe', 'default', ...")
+    ],
+    replace: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """Writes a Llama or Mistral checkpoint as one GGUF file, for llama.cpp.
+
+    Example: unicuco export-gguf checkpoints/small small.gguf --tokenizer-pre smollm
+    """
+    from unicuco.checkpoint.gguf import write_gguf
+
+    write_gguf(checkpoint, output, tokenizer_pre, replace)
+    typer.echo(f"GGUF: {output}, {output.stat().st_size / 1e6:.0f} MB")
 
 
 @app.command()

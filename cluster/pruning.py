@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 from pydantic import ValidationError
@@ -12,15 +15,19 @@ from rich.console import Console
 
 from cluster.answering import describe, interval, is_address, open_service
 from cluster.progress import stages
-from unicuco.checkpoint import LAYOUTS, Layout
+from unicuco.checkpoint import LAYOUTS, SHARD_SIZE, Layout
+from unicuco.checkpoint.shards import check_shard_size
+from unicuco.checkpoint.upload import check_place, upload
 from unicuco.errors import CheckpointError, RequestError
+from unicuco.remote import is_uri
+from unicuco.remote.store import Store
 from unicuco.request import Request, explain_validation, make_request
 
 
 def run_prune(
     policy: str,
     asked: dict[str, object],
-    output: Path,
+    output: str | Path,
     layout: str,
     model: str | None,
     dtype: str,
@@ -29,26 +36,42 @@ def run_prune(
     measure: bool,
     replace: bool,
     trust_remote_code: bool,
+    verify: bool = True,
+    shard_size: str = SHARD_SIZE,
 ) -> None:
     """Writes the checkpoint and prints what was promised, measured and verified.
+
+    Args:
+        output: a folder, or a URI of one.
 
     Raises:
         UniCuCoError: before any work where possible; nothing is left behind.
     """
     if layout not in LAYOUTS:
-        raise CheckpointError(f"'{layout}' is no layout; use {' or '.join(LAYOUTS)}.")
-    if output.exists() and not replace:
+        raise CheckpointError(f"'{layout}' is no layout; use {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}.")
+    check_shard_size(shard_size)
+    store = Store(str(output)) if is_uri(output) else None
+    if store is not None:
+        check_place(store, replace)
+    elif Path(output).exists() and not replace:
         raise CheckpointError(f"{output} exists already; choose another folder or say --replace.")
     request = make_request(asked)
     if is_address(policy):
-        if model or trust_remote_code or replace or not measure:
-            raise RequestError("A service decides by itself on --model, --measure, --replace and --trust-remote-code.")
-        _fetch(policy, request, output, layout)
+        if model or trust_remote_code or replace or not measure or not verify or shard_size != SHARD_SIZE:
+            raise RequestError(
+                "A service decides by itself on --model, --measure, --verify, --shard-size, --replace and "
+                "--trust-remote-code."
+            )
+        if layout == "uniform":
+            raise RequestError("A service builds the layouts hetero and padded.")
+        if store is not None:
+            raise RequestError("What a service builds is fetched to a folder; give --output FOLDER.")
+        _fetch(policy, request, Path(output), layout)
         return
     from transformers.utils import logging as transformers_logging
 
     from unicuco.evaluator import EvaluatorConfig
-    from unicuco.prune import prune
+    from unicuco.prune import Writing, prune
     from unicuco.remote.nodes import pruning_folder
 
     transformers_logging.disable_progress_bar()
@@ -58,19 +81,9 @@ def run_prune(
         raise RequestError(f"{explain_validation(error)}.") from error
     console = Console()
     command = shlex.join(["unicuco", *sys.argv[1:]])
-    with stages(console) as report:
-        done = prune(
-            pruning_folder(policy),
-            request,
-            output,
-            cast(Layout, layout),
-            model,
-            config,
-            measure,
-            replace,
-            command,
-            report,
-        )
+    how = Writing(cast(Layout, layout), verify, replace, shard_size, command)
+    with _written_at(output, store, replace) as folder, stages(console) as report:
+        done = prune(pruning_folder(policy), request, folder, how, model, config, measure, report)
     answer, size = done.answer, done.checkpoint.size
     lines = [
         f"request     {describe(request)}",
@@ -86,9 +99,21 @@ def run_prune(
         lines.append(
             f"reloaded    in a fresh process, logits agree ({done.checkpoint.seconds:.0f} s to write and check)"
         )
-    lines.append(f"checkpoint  {done.checkpoint.folder} ({layout})")
+    lines.append(f"checkpoint  {output} ({layout})")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _written_at(output: str | Path, store: Store | None, replace: bool) -> Iterator[Path]:
+    """A folder to write a checkpoint to: ``output`` itself, or one on this machine that goes there in the end."""
+    if store is None:
+        yield Path(output)
+        return
+    with TemporaryDirectory(prefix="unicuco-upload-") as temporary:
+        folder = Path(temporary) / "checkpoint"
+        yield folder
+        upload(folder, store, replace)
 
 
 def _fetch(address: str, request: Request, output: Path, layout: str) -> None:

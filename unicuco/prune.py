@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 
-from unicuco.checkpoint import CheckpointCard, CheckpointReport, Layout, write_checkpoint
+from unicuco.checkpoint import SHARD_SIZE, CheckpointCard, CheckpointReport, Layout, write_checkpoint
+from unicuco.checkpoint.stream import StreamingPruner, open_base_model
 from unicuco.errors import InfeasibleRequestError, PolicyError
 from unicuco.evaluator import Evaluator, EvaluatorConfig, Measurement
 from unicuco.heldout import WINDOWS, open_heldout
-from unicuco.models.load import DTYPES, load_base_model, load_tokenizer
+from unicuco.models.load import DTYPES, BaseModel, load_base_model, load_tokenizer
 from unicuco.models.source import ModelSource, find_model
 from unicuco.policy import Policy
 from unicuco.preparation import Preparation, PreparationConfig, Progress, prepare
+from unicuco.pruners.base import Pruner
 from unicuco.request import Answer, Request
 from unicuco.storage import cache_dir
+from unicuco.uniform import answer_uniform
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,17 @@ class Pruned:
     answer: Answer
     checkpoint: CheckpointReport
     measured: Measurement | None
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a checkpoint is to be written."""
+
+    layout: Layout = "hetero"
+    verify: bool = True
+    replace: bool = False
+    shard_size: str = SHARD_SIZE
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,10 +59,8 @@ class Pinned:
         request: Request,
         answer: Answer,
         target: Path,
-        layout: Layout = "hetero",
+        how: Writing | None = None,
         measure: bool = True,
-        replace: bool = False,
-        command: str | None = None,
         stage: Callable[[str], None] = lambda name: None,
     ) -> Pruned:
         """Writes ``answer`` as a checkpoint at ``target``.
@@ -61,32 +74,57 @@ class Pinned:
         """
         evaluator = self.evaluator
         levels = evaluator.space.check_levels(np.array(answer.levels))
-        shape = evaluator.space.shape(levels)
         measured = None
         if measure:
             stage("measuring on fresh text")
-            measured = self._heldout.measure(shape)
-        preparation = evaluator.preparation
-        calibration = preparation.config.calibration.model_dump(mode="json")
-        card = CheckpointCard(
-            request=request.model_dump(mode="json", exclude_none=True, exclude={"id"}),
-            strategy=tuple(answer.strategy),
-            measured={} if measured is None else _figures(measured),
-            predicted={"kl": answer.kl, "kl_low": answer.kl_low, "kl_high": answer.kl_high}
-            | {f"kl_{name}": promise.kl for name, promise in answer.domains.items()},
-            calibration={**calibration, "dtype": evaluator.config.dtype, "heldout_windows_per_domain": WINDOWS},
-            preparation=preparation.digest,
-            command=command,
-        )
+            measured = self._heldout.measure(evaluator.space.shape(levels))
         stage("writing and reloading")
-        checkpoint = write_checkpoint(
-            evaluator.base, self.tokenizer, evaluator.pruner, shape, Path(target), layout, card, replace=replace
-        )
-        return Pruned(answer, checkpoint, measured)
+        parts = (evaluator.base, evaluator.pruner, evaluator.preparation, self.tokenizer)
+        return _write(*parts, request, answer, target, how or Writing(), measured)
 
     @cached_property
     def _heldout(self) -> Evaluator:
         return open_heldout(self.evaluator, WINDOWS)
+
+
+def _write(
+    base: BaseModel,
+    pruner: Pruner,
+    preparation: Preparation,
+    tokenizer: Any,
+    request: Request,
+    answer: Answer,
+    target: Path,
+    how: Writing,
+    measured: Measurement | None,
+) -> Pruned:
+    space = preparation.space
+    shape = space.shape(space.check_levels(np.array(answer.levels)))
+    calibration = preparation.config.calibration.model_dump(mode="json")
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    card = CheckpointCard(
+        request=request.model_dump(mode="json", exclude_none=True, exclude={"id"}),
+        strategy=tuple(answer.strategy),
+        measured={} if measured is None else _figures(measured),
+        predicted={"kl": answer.kl, "kl_low": answer.kl_low, "kl_high": answer.kl_high}
+        | {f"kl_{name}": promise.kl for name, promise in answer.domains.items()},
+        calibration={**calibration, "dtype": dtype, "heldout_windows_per_domain": WINDOWS},
+        preparation=preparation.digest,
+        command=how.command,
+    )
+    checkpoint = write_checkpoint(
+        base,
+        tokenizer,
+        pruner,
+        shape,
+        Path(target),
+        how.layout,
+        card,
+        verify=how.verify,
+        replace=how.replace,
+        max_shard_size=how.shard_size,
+    )
+    return Pruned(answer, checkpoint, measured)
 
 
 def pin(
@@ -101,8 +139,7 @@ def pin(
         PolicyError, ModelError, PreparationError: what is wrong with either.
     """
     config = config or EvaluatorConfig()
-    source = find_model(model or str(policy.parts.provenance.get("model", {}).get("spec", "")))
-    policy.check_model(source.digest, source.spec)
+    source = _find_model(policy, model)
     preparation = find_preparation(policy, source, config, progress)
     base = load_base_model(source, config.dtype, config.device, config.trust_remote_code)
     evaluator = Evaluator(source.spec, preparation.folder, config, base=base)
@@ -113,15 +150,18 @@ def prune(
     policy_folder: Path,
     request: Request,
     target: Path,
-    layout: Layout = "hetero",
+    how: Writing | None = None,
     model: str | None = None,
     config: EvaluatorConfig | None = None,
     measure: bool = True,
-    replace: bool = False,
-    command: str | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
     """Answers ``request`` and writes the answer as a checkpoint at ``target``.
+
+    The layout ``uniform`` holds few strategies: the best of those is the answer (``unicuco.uniform``).
+
+    Measuring needs the whole base model in memory. Without it, on a CPU, no more than one of its blocks is there at a
+    time; where its files do not allow that (``open_base_model``), it is loaded whole all the same.
 
     Args:
         model: where the base model lies, when not where it was trained; its content must be the same.
@@ -131,13 +171,32 @@ def prune(
     Raises:
         InfeasibleRequestError: with what is feasible; nothing is written. Other ``UniCuCoError``: what is wrong.
     """
-    config = config or EvaluatorConfig()
+    config, how = config or EvaluatorConfig(), how or Writing()
     policy = Policy.load(policy_folder)
-    answer = policy.answer([request], bytes_per_param=DTYPES[config.dtype].itemsize)[0]
+    itemsize = DTYPES[config.dtype].itemsize
+    if how.layout == "uniform":
+        answer = answer_uniform(policy, request, itemsize)
+    else:
+        answer = policy.answer([request], bytes_per_param=itemsize)[0]
     if not answer.feasible:
         raise InfeasibleRequestError(answer.note)
-    pinned = pin(policy, model, config, progress)
-    return pinned.write(request, answer, target, layout, measure, replace, command)
+    if not measure and config.device == "cpu":
+        source = _find_model(policy, model)
+        opened = open_base_model(source, config.dtype, config.trust_remote_code)
+        if opened is not None:
+            if config.threads:
+                torch.set_num_threads(config.threads)
+            preparation = find_preparation(policy, source, config, progress)
+            pruner = StreamingPruner(opened, preparation)
+            tokenizer = load_tokenizer(source, config.trust_remote_code)
+            return _write(opened.base, pruner, preparation, tokenizer, request, answer, target, how, None)
+    return pin(policy, model, config, progress).write(request, answer, target, how, measure)
+
+
+def _find_model(policy: Policy, model: str | None) -> ModelSource:
+    source = find_model(model or str(policy.parts.provenance.get("model", {}).get("spec", "")))
+    policy.check_model(source.digest, source.spec)
+    return source
 
 
 def find_preparation(

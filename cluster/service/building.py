@@ -26,7 +26,7 @@ from unicuco.evaluations import Candidate
 from unicuco.evaluator import EvaluatorConfig
 from unicuco.models.spread import devices_for
 from unicuco.policy import Policy
-from unicuco.prune import Pinned, Pruned, pin
+from unicuco.prune import Pinned, Pruned, Writing, pin
 from unicuco.remote.fetch import writable_log
 from unicuco.remote.nodes import pruning_folder
 from unicuco.storage import content_hash, file_digest, write_json
@@ -81,7 +81,8 @@ class CheckpointBuilder:
         stage("pinning the base model")
         pinned = self.open()
         answer = order.answer
-        made = pinned.write(answer.request, answer, target, cast(Layout, order.layout), replace=True, stage=stage)
+        how = Writing(cast(Layout, order.layout), replace=True)
+        made = pinned.write(answer.request, answer, target, how, stage=stage)
         result = _result(made, target, time.monotonic() - began)
         write_json(target.with_name(target.name + RESULT), result.model_dump())
         stage("measuring for the run's log")

@@ -115,6 +115,14 @@ def test_prune_then_evaluate(
     assert pruned["kl"] > 0
     assert pruned["parameters"] == record["size"]["params"] < dense["parameters"]
     assert "perplexity" in capsys.readouterr().out
+    assert run(monkeypatch, "verify", checkpoint, "--threads", 1, "--json", figures) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "good"
+    said = json.loads(figures.read_text())
+    assert said["passed"] and said["loaded"]["params"] == record["size"]["params"] and said["logits"]["tokens"] == 32
+    (checkpoint / "config.json").write_text("{}")
+    assert run(monkeypatch, "verify", checkpoint) == 1
+    assert "config.json has 2 bytes" in capsys.readouterr().out
+    assert run(monkeypatch, "verify", tmp_path) == 1 and "is no checkpoint of UniCuCo" in sentence(capsys)
 
 
 def test_prune_with_a_sparsity_pruner_needs_no_policy(
@@ -192,7 +200,7 @@ def give_it_code(model: Path) -> None:
         (("answer", "POLICY", "--requests", "BROKEN"), "line 2"),
         (("answer", "POLICY", "--requests", "nowhere.jsonl"), "nowhere.jsonl"),
         (("prune", "POLICY", "--output", "OUT", "--params", 1), "parameters are left"),
-        (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--layout", "odd"), "hetero or padded"),
+        (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--layout", "odd"), "hetero, uniform or padded"),
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--model", "OTHER"), "trained for"),
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--dtype", "int8"), "dtype"),
         (("prune", "POLICY", "--output", "OUT", "--kept", 0.7, "--device", "abacus"), "abacus"),
@@ -208,6 +216,10 @@ def give_it_code(model: Path) -> None:
         (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--kept", 0.5, "--output", "OUT"), "no request"),
         (("prune", "POLICY", "--sparsity", 0.5, "--output", "OUT"), "belong to --pruner"),
         (("prune", "POLICY", "--kept", 0.5), "--output"),
+        (("prune", "POLICY", "--kept", 0.5, "--output", "OUT", "--shard-size", "many"), "no size of a file"),
+        (("prune", "POLICY", "--kept", 0.5, "--output", "what://ever"), "cannot be opened"),
+        (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--no-verify"), "no request"),
+        (("export-gguf", "MODEL", "OUT", "--tokenizer-pre", "default"), "only byte-pair ones"),
         (("evaluate", "./nowhere"), "No folder at ./nowhere"),
         (("evaluate", "MODEL", "--text", "nowhere.txt"), "nowhere.txt"),
         (("train", "./nowhere", "--run", "OUT"), "No folder at ./nowhere"),
@@ -262,7 +274,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("command", ["train", "answer", "prune", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["train", "answer", "prune", "verify", "export-gguf", "evaluate", "report"])
 def test_every_command_shows_an_example(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,43 @@ def test_both_layouts_compute_what_the_masked_original_does(family: str, tmp_pat
 
 
 @pytest.mark.parametrize("family", CONFIGS)
+def test_a_uniform_checkpoint_is_a_plain_model_of_its_family(family: str, tmp_path: Path) -> None:
+    base, tokens = tiny_model(family), some_tokens()
+    for i, shape in enumerate((Shape((1, 0, 1, 1), (32, 0, 32, 32)), Shape((0, 2, 2, 2), (0, 96, 96, 96)))):
+        folder = write(base, shape, tmp_path / str(i), "uniform")
+        model = load(folder)
+        assert type(model) is type(base.model) and not list(folder.glob("*.py"))
+        config = json.loads((folder / "config.json").read_text())
+        assert config["architectures"] == [type(base.model).__name__]
+        assert not {"auto_map", "per_layer_config", "extra_mlps"} & config.keys()
+        assert (model.config.num_hidden_layers, model.config.intermediate_size) == (3, max(shape.neurons))
+        expected = logits_of(masked_model(base, shape), tokens)
+        torch.testing.assert_close(logits_of(model, tokens), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape((1, 1, 1, 2), (32, 32, 32, 32)),
+        Shape((1, 1, 1, 1), (32, 32, 32, 48)),
+        Shape((1, 1, 1, 0), (32, 32, 32, 32)),
+        Shape((0, 0, 0, 0), (0, 0, 0, 0)),
+    ],
+)
+def test_other_shapes_are_not_uniform(shape: Shape, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="whole blocks of the same width"):
+        write(tiny_model("llama"), shape, tmp_path / "out", "uniform")
+    assert not list(tmp_path.iterdir())
+
+
+def test_widths_that_a_family_does_not_allow_are_refused(tmp_path: Path) -> None:
+    base = tiny_model("llama", hidden_size=80)  # not a multiple of six heads; of four it is
+    with pytest.raises(CheckpointError, match=r"cannot have these widths.*not a multiple"):
+        write(base, Shape((3,) * 4, (32,) * 4), tmp_path / "out", "uniform")
+    assert type(load(write(base, Shape((2,) * 4, (32,) * 4), tmp_path / "in", "uniform"))) is type(base.model)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
 def test_cached_generation_equals_recomputing_everything(family: str, tmp_path: Path) -> None:
     base = tiny_model(family)
     hetero = load(write(base, Shape((0, 1, 2, 1), (32, 0, 96, 16)), tmp_path / "h", "hetero"))
@@ -235,7 +272,7 @@ def test_a_generation_config_that_transformers_will_not_save_is_mended(tmp_path:
     ("shape", "options", "says"),
     [
         (Shape((0,) * 4, (32,) * 4), {}, "drops every attention"),
-        (Shape((1,) * 4, (32,) * 4), {"layout": "gguf"}, "no layout; use hetero or padded"),
+        (Shape((1,) * 4, (32,) * 4), {"layout": "gguf"}, "no layout; use hetero, uniform or padded"),
     ],
 )
 def test_refusals(shape: Shape, options: dict, says: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from tests.unicuco.checkpoint_models import PrefixPruner, tiny_model
 from unicuco.checkpoint import write_checkpoint
+from unicuco.checkpoint.shards import write_shards
 from unicuco.checkpoint.verify import check_reload
 from unicuco.errors import CheckpointError, DiskFullError
 from unicuco.pruners.base import PrunedBlock
@@ -21,14 +22,14 @@ from unicuco.space import Shape
 SHAPE = Shape((0, 1, 2, 1), (32, 0, 96, 16))
 
 
-class FickleReferencePruner(PrefixPruner):
-    """Hands out tensors whose content changes after the files are written, as a bug in sharing memory would."""
+class FicklePruner(PrefixPruner):
+    """Hands out other tensors once the files are written, as a bug in sharing memory would."""
+
+    factor = 1.0
 
     def pruned_block(self, block: int, groups: int, neurons: int) -> PrunedBlock:
         found = super().pruned_block(block, groups, neurons)
-        copies = {name: tensor.clone() for name, tensor in found.mlp.items()}
-        self.last = copies
-        return dataclasses.replace(found, mlp=copies)
+        return dataclasses.replace(found, mlp={name: self.factor * tensor for name, tensor in found.mlp.items()})
 
 
 @pytest.mark.parametrize("layout", ["hetero", "padded"])
@@ -36,14 +37,14 @@ def test_a_checkpoint_that_reloads_to_other_logits_is_not_kept(layout: str, tmp_
     import unicuco.checkpoint.write as write
 
     base = tiny_model("llama")
-    pruner = FickleReferencePruner(base)
-    save = write._save
+    pruner = FicklePruner(base)
 
-    def save_then_change(*args: object) -> None:
-        save(*args)
-        pruner.last["down_proj.weight"].mul_(1.05)
+    def save_then_change(*args: object) -> object:
+        digests = write_shards(*args)
+        pruner.factor = 1.05
+        return digests
 
-    monkeypatch.setattr(write, "_save", save_then_change)
+    monkeypatch.setattr(write, "write_shards", save_then_change)
     with pytest.raises(CheckpointError, match="logits differ from the pruned model's by up to"):
         write_checkpoint(base, None, pruner, SHAPE, tmp_path / "out", layout)
     assert not list(tmp_path.iterdir())
@@ -52,14 +53,15 @@ def test_a_checkpoint_that_reloads_to_other_logits_is_not_kept(layout: str, tmp_
 def test_a_checkpoint_that_does_not_load_is_not_kept(tmp_path: Path, monkeypatch) -> None:
     import unicuco.checkpoint.write as write
 
-    base, save = tiny_model("llama"), write._save
+    base = tiny_model("llama")
 
-    def save_then_truncate(model: object, tokenizer: object, folder: Path, *rest: object) -> None:
-        save(model, tokenizer, folder, *rest)
+    def save_then_truncate(folder: Path, *rest: object) -> object:
+        digests = write_shards(folder, *rest)
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1000])
+        return digests
 
-    monkeypatch.setattr(write, "_save", save_then_truncate)
+    monkeypatch.setattr(write, "write_shards", save_then_truncate)
     with pytest.raises(CheckpointError, match="a fresh process could not load it"):
         write_checkpoint(base, None, PrefixPruner(base), SHAPE, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -81,7 +83,7 @@ def test_pruner_tensors_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
             return super().pruned_block(block, groups, neurons + 16 if neurons == 32 else neurons)
 
     base = tiny_model("llama")
-    with pytest.raises(CheckpointError, match="do not fit the 'hetero' layout"):
+    with pytest.raises(CheckpointError, match=r"do not fit the layout: model.layers.0"):
         write_checkpoint(base, None, Wrong(base), SHAPE, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

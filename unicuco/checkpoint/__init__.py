@@ -2,10 +2,11 @@
 
 from unicuco.checkpoint.card import CheckpointCard, CheckpointSize
 from unicuco.checkpoint.verify import Verification
-from unicuco.checkpoint.write import LAYOUTS, CheckpointReport, Layout, write_checkpoint
+from unicuco.checkpoint.write import LAYOUTS, SHARD_SIZE, CheckpointReport, Layout, write_checkpoint
 
 __all__ = [
     "LAYOUTS",
+    "SHARD_SIZE",
     "CheckpointCard",
     "CheckpointReport",
     "CheckpointSize",

@@ -64,8 +64,13 @@ def provenance(
     card: CheckpointCard,
     verification: Verification | None,
     folder: Path,
+    digests: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The content of ``unicuco.json``, with a digest of every file that lies in ``folder`` by now."""
+    """The content of ``unicuco.json``, with a digest of every file that lies in ``folder`` by now.
+
+    Args:
+        digests: of files where they are known, as ``file_digests`` gives them.
+    """
     return {
         "format": FORMAT,
         "base_model": {"spec": source.spec, "digest": source.digest, "family": geometry.family},
@@ -77,7 +82,7 @@ def provenance(
         **asdict(card),
         "verification": asdict(verification) if verification else None,
         "versions": versions(),
-        "files": file_digests(folder),
+        "files": file_digests(folder, digests),
     }
 
 
@@ -92,10 +97,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """SHA-256 and bytes of every file in ``folder`` but ``unicuco.json`` itself."""
+def file_digests(folder: Path, known: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """SHA-256 and bytes of every file in ``folder`` but ``unicuco.json`` itself; those ``known`` are not read."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != PROVENANCE)
-    return {str(p.relative_to(folder)): {"sha256": file_digest(p), "bytes": p.stat().st_size} for p in paths}
+    found = known or {}
+    return {
+        name: found.get(name) or {"sha256": file_digest(p), "bytes": p.stat().st_size}
+        for name, p in ((str(p.relative_to(folder)), p) for p in paths)
+    }
 
 
 def model_card(
@@ -145,6 +154,8 @@ def _usage(layout: str) -> str:
         "",
         "Dense shapes, removed parts are zero: loads in every tool, and is no smaller or faster than the base model.",
     )
+    if layout == "uniform":
+        note = "A plain model of its family with fewer blocks, heads or neurons: loads in every tool."
     if layout == "hetero":
         remote = ", trust_remote_code=True"
         note = (

@@ -5,6 +5,9 @@ follows it, the MLPs until the next attention (*trailing*) and, in the first lay
 A model whose first attentions are dropped, or which has several MLPs in a row, thus has as many layers as attentions,
 and caches, ``generate`` and serving engines see nothing unusual.
 
+``uniform`` has the same widths in every block that is left, and whole blocks dropped: the family's own configuration
+with smaller numbers.
+
 ``padded`` fills the dense shapes with zeros: no smaller, but it loads everywhere.
 """
 
@@ -115,16 +118,10 @@ def hetero_config(base: BaseModel, shape: Shape, layers: list[StoredLayer]) -> A
             "use the layout 'padded'."
         )
     values = clean_config(base).to_dict()
-    if values.get("scale_attn_by_inverse_layer_idx"):
-        raise CheckpointError(
-            "This model scales each attention by its place, which the layout 'hetero' changes; use the layout 'padded'."
-        )
+    _check_places(values)
     for key in ("model_type", "architectures", "transformers_version"):
         values.pop(key, None)
-    for name, value in values.items():
-        # One item per layer: layer_types, no_rope_layers and their like.
-        if isinstance(value, list) and "layer" in name and len(value) >= len(shape.groups):
-            values[name] = [value[layer.attention] for layer in layers]
+    _regroup_lists(values, layers, len(shape.groups))
     overrides: dict[int, dict[str, Any]] = {}
     extra: dict[str, dict[str, list[int]]] = {}
     for i, layer in enumerate(layers):
@@ -153,6 +150,66 @@ def hetero_config(base: BaseModel, shape: Shape, layers: list[StoredLayer]) -> A
         },
     }
     return config_class(family).from_dict(values)
+
+
+def uniform_layers(base: BaseModel, shape: Shape) -> list[StoredLayer]:
+    """The stored layers of a strategy that the family's own classes can hold: the blocks that are left.
+
+    Raises:
+        CheckpointError: it keeps half of a block, or different widths, or no block at all.
+    """
+    pairs = list(zip(shape.groups, shape.neurons, strict=True))
+    geometries = base.geometry.blocks
+    left = {(*pair, geometries[b].head_dim, geometries[b].heads_per_group) for b, pair in enumerate(pairs) if any(pair)}
+    if len(left) != 1 or not all(all(pair) or not any(pair) for pair in pairs):
+        raise CheckpointError(
+            "The layout 'uniform' holds whole blocks of the same width, and this strategy has others; use 'hetero', or "
+            "ask a policy for a uniform strategy."
+        )
+    return [StoredLayer(b, b, (), ()) for b, pair in enumerate(pairs) if any(pair)]
+
+
+def uniform_config(base: BaseModel, shape: Shape, layers: list[StoredLayer]) -> Any:
+    """The base configuration with fewer blocks, heads and neurons.
+
+    Raises:
+        CheckpointError: the family does not allow so many heads.
+    """
+    from unicuco.models.hetero import NEURONS
+
+    family, first = base.geometry.family, layers[0].attention
+    block, groups = base.geometry.blocks[first], shape.groups[first]
+    values = clean_config(base).to_dict()
+    _check_places(values)
+    _regroup_lists(values, layers, len(shape.groups))
+    values |= {"num_hidden_layers": len(layers), NEURONS.get(family, "intermediate_size"): shape.neurons[first]}
+    if "num_key_value_heads" in values:
+        values |= {"head_dim": block.head_dim, "num_key_value_heads": groups}
+        values["num_attention_heads"] = groups * block.heads_per_group
+    elif groups < block.groups:
+        raise CheckpointError(
+            f"'{family}' models have as many heads as fill their hidden size; use 'hetero', or a strategy that leaves "
+            "attentions whole."
+        )
+    try:
+        return type(base.model.config).from_dict(values)
+    except Exception as error:  # configurations check themselves with exceptions of their own
+        why = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise CheckpointError(f"Models of this family cannot have these widths ({why}); use 'hetero'.") from error
+
+
+def _check_places(values: dict[str, Any]) -> None:
+    if values.get("scale_attn_by_inverse_layer_idx"):
+        raise CheckpointError(
+            "This model scales each attention by its place, which dropped blocks change; use the layout 'padded'."
+        )
+
+
+def _regroup_lists(values: dict[str, Any], layers: list[StoredLayer], blocks: int) -> None:
+    """Entries of a configuration with one item per layer: ``layer_types``, ``no_rope_layers`` and their like."""
+    for name, value in values.items():
+        if isinstance(value, list) and "layer" in name and len(value) >= blocks:
+            values[name] = [value[layer.attention] for layer in layers]
 
 
 def clean_config(base: BaseModel) -> Any:
@@ -187,17 +244,27 @@ def padded_block(block: Block, pruned: PrunedBlock) -> dict[str, Tensor]:
     return state
 
 
-def padded_tensors(base: BaseModel, pruned: list[PrunedBlock]) -> dict[str, Tensor]:
-    """State dict of the ``padded`` model: the base model's own names and shapes."""
-    tensors = outer_tensors(base.model)
-    prefix = layers_prefix(base.model)
-    for i, (block, left) in enumerate(zip(find_blocks(base.model), pruned, strict=True)):
-        state = padded_block(block, left)
-        for part, module in ((block.attention_name, block.attention), ("mlp", block.mlp)):
-            own = {n.removeprefix(f"{part}."): state.pop(n) for n in list(state) if n.startswith(f"{part}.")}
-            state |= stored_tensors(module, part, own)
-        tensors.update({f"{prefix}{i}.{name}": tensor.to(base.model.dtype) for name, tensor in state.items()})
+def padded_layer(block: Block, pruned: PrunedBlock, dtype: torch.dtype) -> dict[str, Tensor]:
+    """``padded_block`` as its family stores it, named from the layer on."""
+    state = _as_stored(block, padded_block(block, pruned))
+    return {name: tensor.to(dtype) for name, tensor in state.items()}
+
+
+def stored_names(model: nn.Module) -> dict[str, Tensor]:
+    """State dict of ``model`` as its family stores it, without any numbers (on the meta device)."""
+    tensors = {name: tensor.to("meta") for name, tensor in outer_tensors(model).items()}
+    prefix = layers_prefix(model)
+    for i, block in enumerate(find_blocks(model)):
+        state = {name: tensor.to("meta") for name, tensor in block.layer.state_dict().items()}
+        tensors |= {f"{prefix}{i}.{name}": tensor for name, tensor in _as_stored(block, state).items()}
     return tensors
+
+
+def _as_stored(block: Block, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for part, module in ((block.attention_name, block.attention), ("mlp", block.mlp)):
+        own = {n.removeprefix(f"{part}."): state.pop(n) for n in list(state) if n.startswith(f"{part}.")}
+        state |= stored_tensors(module, part, own)
+    return state
 
 
 def _padded(dense: Tensor, pruned: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,13 @@ class Verification:
 class _PaddedLayer(nn.Module):
     """Computes one dense layer, zero-padded and in float32, from tensors that it makes at each call and forgets."""
 
-    def __init__(self, block: Block, pruned: PrunedBlock) -> None:
+    def __init__(self, block: Block, pruned: Sequence[PrunedBlock], index: int) -> None:
         super().__init__()
-        self._held = (block, pruned)  # in a tuple: not a submodule, not copied, not cast
+        self._held = (block, pruned, index)  # in a tuple: not a submodule, not copied, not cast
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        block, pruned = self._held
+        block, blocks, index = self._held
+        pruned = blocks[index]  # first: it may bring the block's own weights
         state = {name: tensor.float() for name, tensor in padded_block(block, pruned).items()}
         return torch.func.functional_call(block.layer, state, args, kwargs)
 
@@ -66,10 +68,14 @@ def probe_tokens(vocab_size: int) -> Tensor:
 
 
 @torch.no_grad()
-def reference_logits(base: BaseModel, pruned: list[PrunedBlock], tokens: Tensor) -> Tensor:
-    """Logits (``tokens.shape x vocab``, float32, on the CPU) of the base model with its blocks pruned."""
+def reference_logits(base: BaseModel, pruned: Sequence[PrunedBlock], tokens: Tensor) -> Tensor:
+    """Logits (``tokens.shape x vocab``, float32, on the CPU) of the base model with its blocks pruned.
+
+    Args:
+        pruned: every block; asked for one after the other, once each.
+    """
     blocks = find_blocks(base.model)
-    stand_ins = {id(block.layer): _PaddedLayer(block, left) for block, left in zip(blocks, pruned, strict=True)}
+    stand_ins = {id(block.layer): _PaddedLayer(block, pruned, i) for i, block in enumerate(blocks)}
     model: Any = copy.deepcopy(base.model, stand_ins)  # the memo puts the stand-ins where the layers were
     model = model.float().eval()
     return model(input_ids=tokens.to(model.device), use_cache=False).logits.float().cpu()
@@ -81,13 +87,38 @@ def check_reload(folder: Path, tokens: Tensor, expected: Tensor, trust_remote_co
     Raises:
         CheckpointError: it does not load, or its logits differ.
     """
+    try:
+        found = reload(folder, {"tokens": tokens, "logits": expected.contiguous()}, trust_remote_code)
+    except ReloadError as error:
+        raise CheckpointError(f"The checkpoint was not kept: a fresh process could not load it ({error}).") from error
+    largest = float(expected.abs().max())
+    result = Verification(found["max_abs_diff"], largest, TOLERANCE * max(1.0, largest), tokens.numel())
+    if not result.passed:
+        raise CheckpointError(
+            f"The checkpoint was not kept: reloaded, its logits differ from the pruned model's by up to "
+            f"{result.max_abs_diff:.3g} (allowed {result.tolerance:.3g})."
+        )
+    return result
+
+
+class ReloadError(Exception):
+    """What the fresh process died of, in its own last line."""
+
+
+def reload(folder: Path, probe: dict[str, Tensor], trust_remote_code: bool, measure: bool = False) -> dict[str, Any]:
+    """What ``reload.py`` says of ``folder`` in a fresh process.
+
+    Raises:
+        ReloadError: it did not get to the end.
+    """
     with tempfile.TemporaryDirectory(prefix="unicuco-verify-") as temporary:
-        probe = Path(temporary) / "probe.safetensors"
-        save_file({"tokens": tokens, "logits": expected.contiguous()}, probe)
+        file = Path(temporary) / "probe.safetensors"
+        save_file(probe, file)
         script = Path(__file__).with_name("reload.py")
         # -P keeps the script's own folder off the path. The module cache of remote code is thrown away afterwards:
         # a checkpoint's scratch name must not stay in the user's.
-        command = [sys.executable, "-P", str(script), str(folder), str(probe)] + ["--remote"] * trust_remote_code
+        command = [sys.executable, "-P", str(script), str(folder), str(file)]
+        command += ["--remote"] * trust_remote_code + ["--measure"] * measure
         environment = os.environ | {
             "HF_HUB_OFFLINE": "1",
             "HF_MODULES_CACHE": str(Path(temporary) / "modules"),
@@ -97,13 +128,5 @@ def check_reload(folder: Path, tokens: Tensor, expected: Tensor, trust_remote_co
         ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     if ran.returncode != 0:
         reason = ran.stderr.strip().splitlines()[-1:] or [f"exit code {ran.returncode}"]
-        raise CheckpointError(f"The checkpoint was not kept: a fresh process could not load it ({reason[0]}).")
-    largest = float(expected.abs().max())
-    difference = float(json.loads(ran.stdout.strip().splitlines()[-1])["max_abs_diff"])
-    result = Verification(difference, largest, TOLERANCE * max(1.0, largest), tokens.numel())
-    if not result.passed:
-        raise CheckpointError(
-            f"The checkpoint was not kept: reloaded, its logits differ from the pruned model's by up to "
-            f"{result.max_abs_diff:.3g} (allowed {result.tolerance:.3g})."
-        )
-    return result
+        raise ReloadError(reason[0].rstrip("."))
+    return dict(json.loads(ran.stdout.strip().splitlines()[-1]))

@@ -35,10 +35,15 @@ class Stored:
 
 def separate(model: Any, layers: nn.ModuleList) -> None:
     """Brings the decoder ``layers`` of ``model`` into the common form, in place; most families are in it already."""
-    work = {"phi3": _phi3, "gpt2": _gpt2, "opt": _opt}.get(model.config.model_type)
-    if work is not None:
+    if is_separated(model.config.model_type):
+        work = {"phi3": _phi3, "gpt2": _gpt2, "opt": _opt}[model.config.model_type]
         for layer in layers:
             work(layer)
+
+
+def is_separated(family: str) -> bool:
+    """Whether the tensors in memory are others than those in a file."""
+    return family in ("phi3", "gpt2", "opt")
 
 
 def stored_tensors(module: nn.Module, where: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
