@@ -104,7 +104,8 @@ def _classes(family: str) -> dict[str, type]:
         "__module__": __name__,
     }
 
-    def init_model(self: Any, config: Any) -> None:
+    # The constructors are without annotations: vLLM compares them, as types, with what it passes.
+    def init_model(self, config):
         nobody_chose = config._attn_implementation is None
         plain_model.__init__(self, _without_layers(config))
         _take_config(self, config)
@@ -119,7 +120,7 @@ def _classes(family: str) -> dict[str, type]:
         with fast_attention(self):
             return plain_model.forward(self, *args, **kwargs)
 
-    def init_lm(self: Any, config: Any) -> None:
+    def init_lm(self, config):
         nobody_chose = config._attn_implementation is None
         plain_lm.__init__(self, _without_layers(config))
         _take_config(self, config)
