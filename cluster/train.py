@@ -77,6 +77,10 @@ def train_command(
             "narrower, none dropped) or 'mixed' (narrower or dropped; the default)."
         ),
     ] = None,
+    multiple: Annotated[
+        int | None,
+        typer.Option(min=1, help="MLPs keep a multiple of this many neurons: 64 (the default), 128, 256."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
     dtype: Annotated[str | None, typer.Option(help="'bfloat16' or 'float32'.")] = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads per evaluator on a CPU.")] = None,
@@ -149,7 +153,27 @@ def config_values(given: dict[str, Any]) -> dict[str, Any]:
         if isinstance(inner.get(path[-1]), dict):
             raise OptionError(f"--{name} and '{'.'.join(path)}' in {given['config']} say the same thing: give one.")
         inner[path[-1]] = given[name]
+    if "multiple" in given:
+        _put_multiple(values, given["multiple"])
     return values
+
+
+def _put_multiple(values: dict[str, Any], multiple: int) -> None:
+    """Puts ``--multiple`` into the search space, which may have been given by name."""
+    from unicuco.levels import SPACES
+
+    preparation = values.setdefault("preparation", {})
+    space = preparation.get("space", {}) if isinstance(preparation, dict) else None
+    if isinstance(space, str) and space in SPACES:
+        space = SPACES[space].model_dump()
+        if space["pruner"] == "depth":
+            raise OptionError("--multiple is for MLPs that become narrower: give it with --space mixed or width.")
+        del space["neuron_multiple"]
+    if not isinstance(space, dict):
+        return  # not a search space: refused where all values are read
+    if "neuron_multiple" in space:
+        raise OptionError("--multiple and 'neuron_multiple' in the file of --config say the same thing: give one.")
+    preparation["space"] = space | {"neuron_multiple": multiple}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

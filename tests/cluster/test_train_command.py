@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from cluster.train import OptionError, add_train_command, config_values, main
+from tests.unicuco.synthetic import geometry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,6 +100,7 @@ def test_each_evaluator_is_told_its_devices() -> None:
         (["smollm2", "--run", "RUN", "--dtype", "int3"], "evaluator.dtype: "),
         (["smollm2", "--run", "RUN", "--evaluator-gpus", "1.5"], "pool.gpus: an evaluator gets a share of one GPU"),
         (["smollm2", "--run", "RUN", "--space", "depth"], "choose mixed, width, sublayers or blocks"),
+        (["smollm2", "--run", "RUN", "--space", "blocks", "--multiple", "128"], "--multiple is for MLPs that become"),
         (["smollm2", "--run", "RUN", "--config", "/nowhere.json"], "cannot be read as JSON"),
         (["/nowhere/model", "--run", "RUN"], "No folder at /nowhere/model"),
         (["--resume", "RUN"], "holds no run"),
@@ -126,6 +128,28 @@ def test_a_space_is_said_once(tmp_path: Path) -> None:
         config_values({"config": tmp_path / "c.json", "space": "width"})
     (tmp_path / "c.json").write_text('{"preparation": {"space": "blocks"}}')
     assert config_values({"config": tmp_path / "c.json", "space": "width"}) == {"preparation": {"space": "width"}}
+
+
+@pytest.mark.parametrize("multiple", [64, 128, 256])
+def test_widths_are_multiples_of_what_was_asked_for(multiple: int) -> None:
+    from cluster.training import TrainConfig
+    from unicuco.levels import build_sites
+
+    for given, least in (({}, 0), ({"space": "width"}, multiple)):
+        values = config_values({"model": "m", "run": "r", "multiple": multiple} | given)
+        space = TrainConfig.model_validate(values).preparation.space
+        assert space.neuron_multiple == multiple
+        mlp = build_sites(geometry(neurons=1536), space)[1]
+        assert [level.neurons for level in mlp.levels] == list(range(1536, least - 1, -multiple))
+
+
+def test_a_multiple_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"preparation": {"space": {"neuron_multiple": 32}}}')
+    with pytest.raises(OptionError, match=r"--multiple and 'neuron_multiple' .* give one"):
+        config_values({"config": tmp_path / "c.json", "multiple": 128})
+    (tmp_path / "c.json").write_text('{"preparation": {"space": {"sites": "block"}}}')
+    both = {"preparation": {"space": {"sites": "block", "neuron_multiple": 128}}}
+    assert config_values({"config": tmp_path / "c.json", "multiple": 128}) == both
 
 
 def test_broken_config_file(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.unicuco.checkpoint_models import (
 from unicuco.checkpoint import CheckpointCard, write_checkpoint
 from unicuco.checkpoint.card import file_digests
 from unicuco.errors import CheckpointError
+from unicuco.models.hetero import NEURONS
 from unicuco.space import SearchSpace, Shape
 
 torch.set_num_threads(1)

@@ -51,12 +51,24 @@ def family_class(family: str, kind: str, suffix: str) -> Any:
     return getattr(module, text_only if hasattr(module, text_only) else _OTHER_NAMES.get(plain, plain))
 
 
+def _tensor_parallel_plan(plan: dict[str, str] | None) -> dict[str, str]:
+    """The family's own plan, said for the MLPs around an attention too."""
+    mlps = {name: style for name, style in (plan or {}).items() if name.startswith("layers.*.mlp.")}
+    around = {
+        name.replace("layers.*.", f"layers.*.{place}.*.", 1): style
+        for place in ("leading", "trailing")
+        for name, style in mlps.items()
+    }
+    return {**(plan or {}), **around}
+
+
 def _config_class(family: str) -> type:
     base: Any = family_class(family, "configuration", "Config")
 
     class Config(base):
         __doc__ = f"``{base.__name__}`` with per-layer widths and regrouped MLPs."
         model_type = f"unicuco_{family}"
+        base_model_tp_plan = _tensor_parallel_plan(base.base_model_tp_plan)
 
         extra_mlps: dict | None = None
         """Layer (as a string, sparse) -> {"leading": [neurons, ...], "trailing": [neurons, ...]}."""

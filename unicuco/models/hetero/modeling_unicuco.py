@@ -160,7 +160,8 @@ def _classes(family: str) -> dict[str, type]:
         with fast_attention(self):
             return plain_stack.forward(self, *args, **kwargs)
 
-    def init_model(self: Any, config: Any) -> None:
+    # The constructors are without annotations: vLLM compares them, as types, with what it passes.
+    def init_model(self, config):
         nobody_chose = config._attn_implementation is None
         plain = _without_layers(config)
         plain_model.__init__(self, plain)
@@ -174,7 +175,7 @@ def _classes(family: str) -> dict[str, type]:
         held.default_attention = nobody_chose  # a user's own choice of attention is left alone
         self.post_init()
 
-    def init_lm(self: Any, config: Any) -> None:
+    def init_lm(self, config):
         nobody_chose = config._attn_implementation is None
         plain_lm.__init__(self, _without_layers(config))
         _take_config(self, config)
