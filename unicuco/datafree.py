@@ -29,11 +29,14 @@ from unicuco.pruners.neurons import (
     gate_matrices,
     keep_neurons,
     largest_rows,
+    neurons_left,
     random_neurons,
     up_matrices,
 )
 from unicuco.pruners.policyfile import check_free, is_prunenet, load_prunenet, save_prunenet
-from unicuco.pruners.prunenet import Progress, PruneNetConfig, choose_neurons, train_policy
+from unicuco.pruners.prunenet import Progress, PruneNetConfig, check_gates, choose_neurons, learn_spectrum
+from unicuco.pruners.reinforce import learn_to_reproduce
+from unicuco.pruners.selfwritten import losses_by_pairs, write_texts
 
 DataFreeMethod = Literal["prunenet", "folding", "alignment", "row-norms", "random"]
 DATA_FREE: tuple[DataFreeMethod, ...] = get_args(DataFreeMethod)
@@ -101,7 +104,14 @@ def _policy(base: Base, gates: list[torch.Tensor], config: DataFreeConfig, repor
     learning = config.prunenet or PruneNetConfig(sparsity=config.sparsity, seed=config.seed)
     if config.policy:
         check_free(config.policy)
-    network, training = train_policy(gates, learning, report)
+    if learning.reward == "spectrum":
+        network, training = learn_spectrum(gates, learning, report)
+    else:
+        neurons_left(len(gates[0]), learning.sparsity)  # refuse before the model writes
+        check_gates(gates, tuple(gates[0].shape))
+        report("writing to itself", 0, 1)
+        texts = write_texts(base.model, learning.texts, learning.text_length, learning.seed)
+        network, training = learn_to_reproduce(gates, losses_by_pairs(base.model, texts), learning, report)
     if config.policy:
         save_prunenet(config.policy, network, learning, training, base.source.digest)
     return network

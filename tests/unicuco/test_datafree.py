@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from unicuco.datafree import DATA_FREE, DataFreeConfig, data_free_pruner, prune_
 from unicuco.errors import ModelError, PolicyError, StrategyError
 from unicuco.models.load import load_base_model
 from unicuco.models.sites import find_blocks
+from unicuco.pruners.prunenet import PruneNetConfig
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,49 @@ def test_a_smaller_checkpoint_and_no_text_read(model: Path, tmp_path: Path, meth
     assert record["pruner"] == method and record["measured"] == done.measured == {}
     assert record["shape"]["neurons"] == [179] * 3 and record["verification"] is not None
     assert "no text was read" in record["calibration"]["calibration"]
+
+
+READ_BY_PYTHON = (".py", ".pyc", ".so")
+_watched: list[list[str]] = []
+
+
+def _note(event: str, arguments: tuple[object, ...]) -> None:
+    """An audit hook stays until Python ends, so there is one, which notes what is opened while somebody watches."""
+    if event == "open" and _watched and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        _watched[-1].append(os.fsdecode(arguments[0]))
+    elif event.startswith("socket.connect") and _watched:
+        _watched[-1].append("a connection")
+
+
+sys.addaudithook(_note)
+
+
+@pytest.mark.parametrize("reward", ["reproduction", "spectrum"])
+def test_prunenet_learns_and_chooses_without_opening_a_file(model: Path, reward: str, tmp_path: Path) -> None:
+    base = load_base_model(str(model), "float32")
+    learning = PruneNetConfig(sparsity=0.3, episodes=3, reward=reward)  # type: ignore[arg-type]
+    opened: list[str] = []
+    _watched.append(opened)
+    try:
+        data_free_pruner(base, DataFreeConfig(method="prunenet", sparsity=0.3, prunenet=learning))
+        assert [path for path in opened if not path.endswith(READ_BY_PYTHON)] == []
+        (tmp_path / "text.txt").write_text("words")
+        assert any(path.endswith("text.txt") for path in opened)  # it would have been seen
+    finally:
+        _watched.clear()
+
+
+def test_what_is_chosen_depends_on_weights_and_seed_alone(model: Path) -> None:
+    learning = PruneNetConfig(sparsity=0.3, episodes=4)
+
+    def kept(config: PruneNetConfig) -> list[torch.Tensor]:
+        base = load_base_model(str(model), "float32")
+        pruner = data_free_pruner(base, DataFreeConfig(method="prunenet", sparsity=0.3, prunenet=config))
+        return [pruner.pruned_block(b, 4, 179).mlp["gate_proj.weight"] for b in range(3)]
+
+    first = kept(learning)
+    assert all(map(torch.equal, first, kept(learning)))
+    assert not all(map(torch.equal, first, kept(learning.model_copy(update={"seed": 1}))))
 
 
 def test_measuring_reads_text_and_says_what_it_found(model: Path, tmp_path: Path) -> None:
