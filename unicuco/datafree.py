@@ -16,6 +16,7 @@ from unicuco.assess import hidden_states
 from unicuco.beforeafter import before_and_after
 from unicuco.calibration import CalibrationConfig, Windows, draw_windows
 from unicuco.checkpoint import CheckpointCard, CheckpointReport, write_checkpoint
+from unicuco.errors import PolicyError
 from unicuco.heldout import WINDOWS
 from unicuco.models.load import BaseModel as Base
 from unicuco.models.load import load_base_model, load_tokenizer
@@ -100,7 +101,13 @@ def data_free_pruner(
 
 def _policy(base: Base, gates: list[torch.Tensor], config: DataFreeConfig, report: Progress) -> Any:
     if config.policy and is_prunenet(config.policy):
-        return load_prunenet(config.policy)[0]
+        found, learned = load_prunenet(config.policy)
+        if config.prunenet and config.prunenet.reward != learned.reward:
+            raise PolicyError(
+                f"The policy in {config.policy} learned by the reward '{learned.reward}', "
+                f"not '{config.prunenet.reward}'; choose another folder, or no reward."
+            )
+        return found
     learning = config.prunenet or PruneNetConfig(sparsity=config.sparsity, seed=config.seed)
     if config.policy:
         check_free(config.policy)

@@ -113,6 +113,9 @@ def test_a_policy_is_learned_once_and_chooses_at_other_shares(model: Path, tmp_p
     assert again.shape.neurons == (204,) * 3 and (tmp_path / "policy" / "policy.safetensors").read_bytes() == written
     with pytest.raises(StrategyError, match="pruned to 204"):
         again.pruned_block(0, 4, 100)
+    paper = PruneNetConfig(reward="spectrum")
+    with pytest.raises(PolicyError, match="learned by the reward 'reproduction', not 'spectrum'"):
+        data_free_pruner(base, config.model_copy(update={"prunenet": paper}))
     other = load_base_model(str(tiny.save_model(tmp_path / "other", "llama", intermediate_size=128)))
     with pytest.raises(ModelError, match="does not fit"):
         data_free_pruner(other, config)
