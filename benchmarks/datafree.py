@@ -4,8 +4,8 @@
                                   [--tokens N] [--window N] [--minutes N] [--runs FOLDER] [--json FILE]
 
 Perplexity is of the first ``--tokens`` of ``--text`` in windows of ``--window`` (docs/protocol.md), float32. No other
-text is read. ``prunenet-40`` is a policy that learned at 0.4. Figures, per sparsity, of log-perplexities' means over
-seeds:
+text is read. ``prunenet-40`` is a policy that learned at 0.4, ``prunenet-spectrum`` one with the paper's reward.
+Figures, per sparsity, of log-perplexities' means over seeds:
 
 - ``prunenet_vs_random`` and ``prunenet_vs_row-norms``: ratio (goal: below 1); so for ``folding`` and ``alignment``;
 - ``reuse``: ``prunenet-40`` ÷ ``prunenet`` (goal: within 0.02 of 1).
@@ -35,7 +35,7 @@ from unicuco.models.swap import SwitchableModel
 from unicuco.pruners.base import pruned_blocks
 from unicuco.pruners.prunenet import PruneNetConfig
 
-METHODS = ("random", "row-norms", "alignment", "prunenet", "prunenet-40", "folding")
+METHODS = ("random", "row-norms", "alignment", "prunenet", "prunenet-40", "prunenet-spectrum", "folding")
 REUSED = 0.4
 
 
@@ -103,6 +103,9 @@ def measure(
 
 
 def config_of(method: str, sparsity: float, seed: int, runs: Path) -> DataFreeConfig:
+    if method == "prunenet-spectrum":
+        learning = PruneNetConfig(sparsity=sparsity, seed=seed, reward="spectrum")
+        return DataFreeConfig(method="prunenet", sparsity=sparsity, seed=seed, prunenet=learning)
     if method != "prunenet-40":
         return DataFreeConfig(method=method, sparsity=sparsity, seed=seed)  # type: ignore[arg-type]
     learning = PruneNetConfig(sparsity=REUSED, seed=seed)

@@ -119,6 +119,10 @@ def prune(
         Path | None,
         typer.Option(help="With 'prunenet': the policy in this folder, or where a new one is to be saved."),
     ] = None,
+    prunenet_reward: Annotated[
+        str | None,
+        typer.Option(help="With 'prunenet', how it learns: 'reproduction' (default), or 'spectrum' as in the paper."),
+    ] = None,
 ) -> None:
     """Answers one request and writes the answer as a checkpoint that transformers loads.
 
@@ -134,7 +138,7 @@ def prune(
     """
     asked = _asked(kept, ratio, params, max_bytes, max_kl, preference)
     if pruner is not None:
-        from cluster.sparsifying import CalibrationText, How, is_data_free, run_data_free, run_sparsify
+        from cluster.sparsifying import CalibrationText, How, Learned, is_data_free, run_data_free, run_sparsify
 
         policies_only = {name for name in ("layout", "verify", "shard_size") if _was_given(context, name)}
         if asked or model or policies_only or (output and is_uri(output)):
@@ -147,14 +151,15 @@ def prune(
         base, folder = policy or "smollm2", Path(output) if output else None
         if is_data_free(pruner):
             given = {name for name in CALIBRATION_OPTIONS if _was_given(context, name)}
-            run_data_free(base, pruner, sparsity, pattern, given, text, measure, prunenet_policy, folder, how)
+            learned = Learned(prunenet_policy, prunenet_reward)
+            run_data_free(base, pruner, sparsity, pattern, given, text, measure, learned, folder, how)
             return
-        if prunenet_policy or not measure:
-            raise RequestError("--prunenet-policy and --no-measure belong to the pruners without data.")
+        if prunenet_policy or prunenet_reward or not measure:
+            raise RequestError("--prunenet-policy, --prunenet-reward and --no-measure belong to pruners without data.")
         run_sparsify(base, pruner, sparsity, pattern, allocation, text, folder, how)
         return
-    if sparsity is not None or pattern is not None or prunenet_policy is not None:
-        raise RequestError("--sparsity, --pattern and --prunenet-policy belong to --pruner.")
+    if any(given is not None for given in (sparsity, pattern, prunenet_policy, prunenet_reward)):
+        raise RequestError("--sparsity, --pattern, --prunenet-policy and --prunenet-reward belong to --pruner.")
     if policy is None or output is None:
         raise RequestError("Give a policy and --output FOLDER, or --pruner with --sparsity.")
     from cluster.pruning import run_prune

@@ -56,6 +56,14 @@ class How:
         return {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
 
 
+@dataclass(frozen=True)
+class Learned:
+    """PruneNet's policy folder and its reward, where the user named them."""
+
+    policy: Path | None
+    reward: str | None
+
+
 def run_sparsify(
     model: str,
     pruner: str,
@@ -104,7 +112,7 @@ def run_data_free(
     calibration_options: set[str],
     text: CalibrationText,
     measure: bool,
-    policy: Path | None,
+    learned: Learned,
     output: Path | None,
     how: How,
 ) -> None:
@@ -130,7 +138,8 @@ def run_data_free(
             method=pruner,  # type: ignore[arg-type]  # the caller has checked it
             sparsity=sparsity,
             seed=text.seed,
-            policy=policy,
+            prunenet={"sparsity": sparsity, "seed": text.seed, "reward": learned.reward} if learned.reward else None,  # type: ignore[arg-type]
+            policy=learned.policy,
             **how.loading(),
         )
     target = _target(model, output, f"{pruner}-{sparsity}", how.replace)

@@ -16,6 +16,7 @@ from unicuco.assess import hidden_states
 from unicuco.beforeafter import before_and_after
 from unicuco.calibration import CalibrationConfig, Windows, draw_windows
 from unicuco.checkpoint import CheckpointCard, CheckpointReport, write_checkpoint
+from unicuco.errors import PolicyError
 from unicuco.heldout import WINDOWS
 from unicuco.models.load import BaseModel as Base
 from unicuco.models.load import load_base_model, load_tokenizer
@@ -29,11 +30,14 @@ from unicuco.pruners.neurons import (
     gate_matrices,
     keep_neurons,
     largest_rows,
+    neurons_left,
     random_neurons,
     up_matrices,
 )
 from unicuco.pruners.policyfile import check_free, is_prunenet, load_prunenet, save_prunenet
-from unicuco.pruners.prunenet import Progress, PruneNetConfig, choose_neurons, train_policy
+from unicuco.pruners.prunenet import Progress, PruneNetConfig, check_gates, choose_neurons, learn_spectrum
+from unicuco.pruners.reinforce import learn_to_reproduce
+from unicuco.pruners.selfwritten import losses_by_pairs, write_texts
 
 DataFreeMethod = Literal["prunenet", "folding", "alignment", "row-norms", "random"]
 DATA_FREE: tuple[DataFreeMethod, ...] = get_args(DataFreeMethod)
@@ -97,11 +101,24 @@ def data_free_pruner(
 
 def _policy(base: Base, gates: list[torch.Tensor], config: DataFreeConfig, report: Progress) -> Any:
     if config.policy and is_prunenet(config.policy):
-        return load_prunenet(config.policy)[0]
+        found, learned = load_prunenet(config.policy)
+        if config.prunenet and config.prunenet.reward != learned.reward:
+            raise PolicyError(
+                f"The policy in {config.policy} learned by the reward '{learned.reward}', "
+                f"not '{config.prunenet.reward}'; choose another folder, or no reward."
+            )
+        return found
     learning = config.prunenet or PruneNetConfig(sparsity=config.sparsity, seed=config.seed)
     if config.policy:
         check_free(config.policy)
-    network, training = train_policy(gates, learning, report)
+    if learning.reward == "spectrum":
+        network, training = learn_spectrum(gates, learning, report)
+    else:
+        neurons_left(len(gates[0]), learning.sparsity)  # refuse before the model writes
+        check_gates(gates, tuple(gates[0].shape))
+        report("writing to itself", 0, 1)
+        texts = write_texts(base.model, learning.texts, learning.text_length, learning.seed)
+        network, training = learn_to_reproduce(gates, losses_by_pairs(base.model, texts), learning, report)
     if config.policy:
         save_prunenet(config.policy, network, learning, training, base.source.digest)
     return network

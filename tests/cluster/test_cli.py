@@ -143,7 +143,9 @@ def test_prune_without_data_learns_a_policy_once_and_reuses_it(
 ) -> None:
     learned, order = tmp_path / "learned", ("prune", world.model, "--pruner", "prunenet", "--no-measure", *FLOAT)
     order += ("--prunenet-policy", learned)
-    assert run(monkeypatch, *order, "--sparsity", 0.25, "--output", tmp_path / "first") == 0
+    reward = ("--prunenet-reward", "spectrum")
+    assert run(monkeypatch, *order, *reward, "--sparsity", 0.25, "--output", tmp_path / "first") == 0
+    assert json.loads((learned / "policy.json").read_text())["config"]["reward"] == "spectrum"
     written = (learned / "policy.json").read_bytes()
     assert "25.0% of the neurons" in capsys.readouterr().out
     assert run(monkeypatch, *order, "--sparsity", 0.5, "--output", tmp_path / "second") == 0
@@ -210,7 +212,10 @@ def give_it_code(model: Path) -> None:
         (("prune", "MODEL", "--pruner", "prunenet", "--sparsity", 0.5, "--windows", 4), "leave out --windows"),
         (("prune", "MODEL", "--pruner", "folding", "--sparsity", 1.5, "--output", "OUT"), "less than 1"),
         (("prune", "MODEL", "--pruner", "folding", "--sparsity", 0.5, "--prunenet-policy", "OUT"), "only 'prunenet'"),
-        (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--no-measure"), "belong to the pruners without"),
+        (("prune", "MODEL", "--pruner", "folding", "--sparsity", 0.5, "--prunenet-reward", "spectrum"), "only 'prun"),
+        (("prune", "MODEL", "--pruner", "prunenet", "--sparsity", 0.5, "--prunenet-reward", "x"), "'reproduction' or"),
+        (("prune", "--prunenet-reward", "spectrum"), "belong to --pruner"),
+        (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--no-measure"), "belong to pruners without"),
         (("prune", "MODEL", "--pruner", "wanda", "--output", "OUT"), "either a sparsity or a pattern"),
         (("prune", "MODEL", "--pruner", "wanda", "--pattern", "5:4", "--output", "OUT"), "N:M"),
         (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--kept", 0.5, "--output", "OUT"), "no request"),

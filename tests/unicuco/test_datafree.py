@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from unicuco.datafree import DATA_FREE, DataFreeConfig, data_free_pruner, prune_
 from unicuco.errors import ModelError, PolicyError, StrategyError
 from unicuco.models.load import load_base_model
 from unicuco.models.sites import find_blocks
+from unicuco.pruners.prunenet import PruneNetConfig
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,49 @@ def test_mlps_without_a_gate(tmp_path: Path) -> None:
         data_free_pruner(load_base_model(model), DataFreeConfig(method="alignment", sparsity=0.3))
 
 
+READ_BY_PYTHON = (".py", ".pyc", ".so")
+_watched: list[list[str]] = []
+
+
+def _note(event: str, arguments: tuple[object, ...]) -> None:
+    """An audit hook stays until Python ends, so there is one, which notes what is opened while somebody watches."""
+    if event == "open" and _watched and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        _watched[-1].append(os.fsdecode(arguments[0]))
+    elif event.startswith("socket.connect") and _watched:
+        _watched[-1].append("a connection")
+
+
+sys.addaudithook(_note)
+
+
+@pytest.mark.parametrize("reward", ["reproduction", "spectrum"])
+def test_prunenet_learns_and_chooses_without_opening_a_file(model: Path, reward: str, tmp_path: Path) -> None:
+    base = load_base_model(str(model), "float32")
+    learning = PruneNetConfig(sparsity=0.3, episodes=3, reward=reward)  # type: ignore[arg-type]
+    opened: list[str] = []
+    _watched.append(opened)
+    try:
+        data_free_pruner(base, DataFreeConfig(method="prunenet", sparsity=0.3, prunenet=learning))
+        assert [path for path in opened if not path.endswith(READ_BY_PYTHON)] == []
+        (tmp_path / "text.txt").write_text("words")
+        assert any(path.endswith("text.txt") for path in opened)  # it would have been seen
+    finally:
+        _watched.clear()
+
+
+def test_what_is_chosen_depends_on_weights_and_seed_alone(model: Path) -> None:
+    learning = PruneNetConfig(sparsity=0.3, episodes=4)
+
+    def kept(config: PruneNetConfig) -> list[torch.Tensor]:
+        base = load_base_model(str(model), "float32")
+        pruner = data_free_pruner(base, DataFreeConfig(method="prunenet", sparsity=0.3, prunenet=config))
+        return [pruner.pruned_block(b, 4, 179).mlp["gate_proj.weight"] for b in range(3)]
+
+    first = kept(learning)
+    assert all(map(torch.equal, first, kept(learning)))
+    assert not all(map(torch.equal, first, kept(learning.model_copy(update={"seed": 1}))))
+
+
 def test_measuring_reads_text_and_says_what_it_found(model: Path, tmp_path: Path) -> None:
     text = tiny.calibration(tiny.write_text(tmp_path / "words.txt"))
     done = prune_data_free(str(model), DataFreeConfig(method="random", sparsity=0.5), tmp_path / "small", text)
@@ -81,6 +127,9 @@ def test_a_policy_is_learned_once_and_chooses_at_other_shares(model: Path, tmp_p
     assert again.shape.neurons == (204,) * 3 and (tmp_path / "policy" / "policy.safetensors").read_bytes() == written
     with pytest.raises(StrategyError, match="pruned to 204"):
         again.pruned_block(0, 4, 100)
+    paper = PruneNetConfig(reward="spectrum")
+    with pytest.raises(PolicyError, match="learned by the reward 'reproduction', not 'spectrum'"):
+        data_free_pruner(base, config.model_copy(update={"prunenet": paper}))
     other = load_base_model(str(tiny.save_model(tmp_path / "other", "llama", intermediate_size=128)))
     with pytest.raises(ModelError, match="does not fit"):
         data_free_pruner(other, config)

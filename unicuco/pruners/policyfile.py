@@ -52,7 +52,8 @@ def load_prunenet(folder: Path) -> tuple[PolicyNetwork, PruneNetConfig]:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         if record["kind"] != _KIND or record["format"] != FORMAT:
             raise ValueError(f"format {record['format']} of kind {record['kind']}")
-        config = PruneNetConfig.model_validate(record["config"])
+        # A policy from before there was a choice of rewards learned by the spectrum.
+        config = PruneNetConfig.model_validate({"reward": "spectrum"} | record["config"])
         tensors = load_file(folder / _WEIGHTS)
         network = PolicyNetwork(*tensors["projection"].shape)
         network.load_state_dict(tensors)

@@ -7,6 +7,9 @@ replacement; the nearer the spectrum of those rows is to that of W, the higher t
 
 P v is W (Aᵀ v) + c·v: every row's product with one direction of the hidden space. We compute it like that, with no
 ``f x f`` matrix; gradients are the same.
+
+That reward is the paper's (``reward="spectrum"``). On SmolLM2 it ranks wrongly (docs/decisions.md), so the default is
+another one for the same policy (:mod:`unicuco.pruners.reinforce`).
 """
 
 from __future__ import annotations
@@ -33,16 +36,28 @@ class PruneNetConfig(BaseModel):
 
     sparsity: float = Field(default=0.4, gt=0, lt=1)
     """Share of the neurons that go while it learns; it chooses at any share afterwards."""
-    episodes: int = Field(default=20, ge=1)
+    reward: Literal["reproduction", "spectrum"] = "reproduction"
+    """What is kept of the MLP's output on text that the model writes itself, or, as in the paper, of W's spectrum."""
+    episodes: int | None = Field(default=None, ge=1)
+    """``None``: 20 for the spectrum, as in the paper; 60 for reproduction."""
     learning_rate: float = Field(default=1e-3, gt=0)
     temperature: float = Field(default=1.0, gt=0)
-    """Of the binary-concrete samples."""
+    """Of the spectrum's binary-concrete samples."""
     discount: float = Field(default=0.99, gt=0, le=1)
     weighs_more: Literal["early", "late"] = "late"
     """Block b of n: ``discount ** b`` (early, the authors' code) or ``discount ** (n - 1 - b)`` (late, their text)."""
     baseline: bool = False
-    """Whether a block's reward counts from the mean of its earlier episodes, not from 0 as in the paper."""
+    """Whether the spectrum's reward counts from the mean of a block's earlier episodes, not from 0 as in the paper."""
+    draws: int = Field(default=4, ge=2)
+    """Of rows per block and episode, for reproduction: each counts from the mean of all."""
+    texts: int = Field(default=16, ge=1)
+    text_length: int = Field(default=64, ge=2)
+    """For reproduction the model writes ``texts`` texts of so many tokens each."""
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def episodes_to_learn(self) -> int:
+        return self.episodes or (20 if self.reward == "spectrum" else 60)
 
     def weights(self, blocks: int) -> Tensor:
         """What each block's reward counts (``blocks``)."""
@@ -73,7 +88,8 @@ class Training:
     """What happened.
 
     Attributes:
-        rewards: of every episode, the mean over blocks of 1/KS, weighted by the discount.
+        rewards: of every episode, the mean over blocks, weighted by the discount: 1/KS of the rows that were drawn, or
+            −ln of the share of the output that is lost with the rows that the policy would keep, without chance.
         best: the episode whose policy was kept.
     """
 
@@ -81,12 +97,12 @@ class Training:
     best: int = 0
 
 
-def train_policy(
+def learn_spectrum(
     gates: Sequence[Tensor],
     config: PruneNetConfig,
     report: Progress = lambda what, done, total: None,
 ) -> tuple[PolicyNetwork, Training]:
-    """A policy for the model with these gate matrices (``f x d`` each, float32, on the CPU).
+    """A policy by the paper's reward for the model with these gate matrices (``f x d`` each, float32, on the CPU).
 
     Raises:
         ModelError: gate matrices of several shapes, which one policy cannot read. StrategyError: no neuron is left.
@@ -98,9 +114,9 @@ def train_policy(
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate)
     whole = [singular_values(gate) for gate in gates]
     weights = config.weights(len(gates))
-    training, best, seen = Training(), _copy(network), torch.zeros(len(gates), dtype=torch.float64)
-    for episode in range(config.episodes):
-        report("learning what to keep", episode, config.episodes)
+    training, best, seen = Training(), copy_of(network), torch.zeros(len(gates), dtype=torch.float64)
+    for episode in range(config.episodes_to_learn):
+        report("learning what to keep", episode, config.episodes_to_learn)
         rewards, losses = torch.zeros(len(gates), dtype=torch.float64), []
         for b, gate in enumerate(gates):
             log_q = concrete(network(gate), config.temperature, generator)
@@ -111,12 +127,12 @@ def train_policy(
         training.rewards.append(float((weights * rewards).sum() / weights.sum()))
         if training.rewards[episode] > training.rewards[training.best] or episode == 0:
             # The policy that drew these rows, before it learns from them.
-            training.best, best = episode, _copy(network)
+            training.best, best = episode, copy_of(network)
         seen += rewards
         optimizer.zero_grad()
         torch.stack(losses).mean().backward()
         optimizer.step()
-    report("learning what to keep", config.episodes, config.episodes)
+    report("learning what to keep", config.episodes_to_learn, config.episodes_to_learn)
     network.load_state_dict(best)
     return network.eval().requires_grad_(False), training
 
@@ -162,5 +178,6 @@ def reinforce_loss(log_q: Tensor, drawn: Tensor, worth: float) -> Tensor:
     return -worth * log_q[drawn].sum()
 
 
-def _copy(network: nn.Module) -> dict[str, Tensor]:
+def copy_of(network: nn.Module) -> dict[str, Tensor]:
+    """Its state dict now."""
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

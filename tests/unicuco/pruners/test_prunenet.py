@@ -19,9 +19,9 @@ from unicuco.pruners.prunenet import (
     choose_neurons,
     concrete,
     draw_rows,
+    learn_spectrum,
     reinforce_loss,
     reward,
-    train_policy,
 )
 from unicuco.pruners.spectra import ks_distance, singular_values
 
@@ -89,7 +89,7 @@ def test_learning_raises_the_reward_where_rows_matter() -> None:
         return sum(reward(singular_values(g), g[rows]) for g, rows in zip(found, kept, strict=True))
 
     before = total(PolicyNetwork(64, 16, torch.Generator().manual_seed(0)))
-    network, training = train_policy(found, PruneNetConfig(sparsity=0.5, episodes=40))
+    network, training = learn_spectrum(found, PruneNetConfig(sparsity=0.5, episodes=40, reward="spectrum"))
     assert training.rewards[training.best] == max(training.rewards) > training.rewards[0]
     assert total(network) > 1.5 * before and total(network) == 4 * 16  # nothing of the spectrum is lost
 
@@ -99,16 +99,22 @@ def test_a_block_counts_by_the_discount() -> None:
     assert late.weights(3).tolist() == [0.25, 0.5, 1] and early.weights(3).tolist() == [1, 0.5, 0.25]
 
 
+def test_episodes_are_the_papers_for_its_reward_unless_said() -> None:
+    paper = PruneNetConfig(reward="spectrum")
+    assert paper.episodes_to_learn == 20 and PruneNetConfig().episodes_to_learn == 60
+    assert paper.model_copy(update={"episodes": 7}).episodes_to_learn == 7
+
+
 def test_the_same_seed_learns_the_same_and_another_does_not() -> None:
     config = PruneNetConfig(episodes=4)
     first, second, other = (
-        train_policy(gates(), c)[0] for c in (config, config, config.model_copy(update={"seed": 1}))
+        learn_spectrum(gates(), c)[0] for c in (config, config, config.model_copy(update={"seed": 1}))
     )
     assert torch.equal(first.projection, second.projection) and not torch.equal(first.projection, other.projection)
 
 
 def test_one_policy_chooses_at_any_share_and_what_stays_at_less_stays_at_more() -> None:
-    network, _ = train_policy(gates(), PruneNetConfig(sparsity=0.4, episodes=3))
+    network, _ = learn_spectrum(gates(), PruneNetConfig(sparsity=0.4, episodes=3))
     for gate, few, many in zip(
         gates(), choose_neurons(network, gates(), 0.5), choose_neurons(network, gates(), 0.2), strict=True
     ):
@@ -118,8 +124,8 @@ def test_one_policy_chooses_at_any_share_and_what_stays_at_less_stays_at_more() 
 
 
 def test_a_policy_comes_back_from_disk(tmp_path: Path) -> None:
-    config = PruneNetConfig(episodes=3, seed=5)
-    network, training = train_policy(gates(), config)
+    config = PruneNetConfig(episodes=3, seed=5, reward="spectrum")
+    network, training = learn_spectrum(gates(), config)
     save_prunenet(tmp_path / "policy", network, config, training, "digest")
     loaded, learned = load_prunenet(tmp_path / "policy")
     assert learned == config and json.loads((tmp_path / "policy" / "policy.json").read_text())["best"] == training.best
@@ -127,6 +133,10 @@ def test_a_policy_comes_back_from_disk(tmp_path: Path) -> None:
         assert torch.equal(a, b)
     with pytest.raises(PolicyError, match="exists already"):
         save_prunenet(tmp_path / "policy", network, config, training, "digest")
+    record = json.loads((tmp_path / "policy" / "policy.json").read_text())
+    del record["config"]["reward"]  # written before there was a choice
+    (tmp_path / "policy" / "policy.json").write_text(json.dumps(record))
+    assert load_prunenet(tmp_path / "policy")[1] == config
     (tmp_path / "policy" / "policy.safetensors").write_bytes(b"no")
     with pytest.raises(PolicyError, match="no PruneNet policy"):
         load_prunenet(tmp_path / "policy")
