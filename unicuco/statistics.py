@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,21 +42,36 @@ def collect_statistics(
         for i, window in enumerate(tokens):
             model.get_decoder()(input_ids=window[None], use_cache=False)
             report("reading activations", i + 1, len(tokens))
-    chosen = [i for d in range(len(windows.domains)) for i in _rows_of(windows, d)[:gradient_windows]]
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    with _watching_outputs(blocks, statistics):
-        for n, i in enumerate(chosen):
-            _backward(model, tokens[i][None], generator)
-            report("reading gradients", n + 1, len(chosen))
-    for found in statistics:
+    metrics = output_metrics(model, windows, gradient_windows, report)
+    for found, own in zip(statistics, metrics, strict=True):
         for kind in ("attention", "mlp"):
             found.grams[kind] /= tokens.numel()
-            found.metrics[kind] /= len(chosen) * tokens.shape[1]
+        found.metrics = own
     return statistics
 
 
-def _rows_of(windows: Windows, domain: int) -> list[int]:
-    return [i for i, d in enumerate(windows.domain) if d == domain]
+def output_metrics(
+    model: Any, windows: Windows, gradient_windows: int, report: Callable[[str, int, int], None]
+) -> list[dict[str, Tensor]]:
+    """Per block, the output metrics of ``attention`` and ``mlp`` (d x d, float32, token means)."""
+    blocks = find_blocks(model)
+    metrics: list[dict[str, Tensor]] = [{} for _ in blocks]
+    tokens = torch.from_numpy(windows.tokens).long().to(next(model.parameters()).device)
+    chosen = first_of_each(windows, gradient_windows)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    with _watching_outputs(blocks, metrics):
+        for n, i in enumerate(chosen):
+            _backward(model, tokens[i][None], generator)
+            report("reading gradients", n + 1, len(chosen))
+    for found in metrics:
+        for kind in found:
+            found[kind] /= len(chosen) * tokens.shape[1]
+    return metrics
+
+
+def first_of_each(windows: Windows, count: int) -> list[int]:
+    """Rows of the first ``count`` windows of each domain."""
+    return [i for d in range(len(windows.domains)) for i in np.flatnonzero(windows.domain == d)[:count].tolist()]
 
 
 def _projections(blocks: list[Block]) -> Iterator[tuple[int, str, nn.Linear]]:
@@ -86,14 +102,14 @@ def _watching_inputs(blocks: list[Block], statistics: list[BlockStatistics]) -> 
 
 
 @contextmanager
-def _watching_outputs(blocks: list[Block], statistics: list[BlockStatistics]) -> Iterator[None]:
+def _watching_outputs(blocks: list[Block], metrics: list[dict[str, Tensor]]) -> Iterator[None]:
     def hook(store: dict[str, Tensor], kind: str) -> Callable[..., None]:
         def forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
             output.register_hook(lambda gradient: _accumulate(store, kind, gradient))
 
         return forward
 
-    handles = [p.register_forward_hook(hook(statistics[b].metrics, k)) for b, k, p in _projections(blocks)]
+    handles = [p.register_forward_hook(hook(metrics[b], k)) for b, k, p in _projections(blocks)]
     try:
         yield
     finally:
