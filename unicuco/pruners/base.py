@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 from unicuco.errors import StrategyError
@@ -43,6 +44,10 @@ class SparsityPruner(Pruner, Protocol):
 
     def sparse_block(self, block: int, attention: float, mlp: float) -> PrunedBlock:
         """``block`` with these shares of the weights of its attention's and its MLP's matrices set to zero."""
+        ...
+
+    def products(self, block: int, name: str, gradient: Tensor) -> np.ndarray:
+        """⟨gradient, W_m⟩ for one matrix (``rows x columns``) at every level m (``num_levels``)."""
         ...
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from unicuco.errors import StrategyError
 from unicuco.models.load import BaseModel
-from unicuco.models.sites import find_blocks
+from unicuco.models.sites import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, find_blocks
 from unicuco.preparation import Preparation
 from unicuco.pruners.base import PrunedBlock
 from unicuco.pruners.cache import CACHE_BYTES, TensorCache
 from unicuco.pruners.depth import DepthPruner
 from unicuco.pruners.sequential import matrices
 
-KINDS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+KINDS = {"attention": ATTENTION_PROJECTIONS, "mlp": MLP_PROJECTIONS}
 
 
 class LevelPruner(DepthPruner):
@@ -52,6 +54,16 @@ class LevelPruner(DepthPruner):
         if stored.dtype == dense.dtype and stored.device == dense.device:
             return stored
         return self._cache.get(key, lambda: stored.to(dense.device, dense.dtype))
+
+    def products(self, block: int, name: str, gradient: Tensor) -> np.ndarray:
+        """⟨gradient, W_m⟩ for one matrix (``rows x columns``) at every level m (``num_levels``)."""
+        count = len(self._sparsities)
+        if self.name != "wanda":
+            found = [float((gradient * self.weight(block, name, level)).sum()) for level in range(count)]
+            return np.array(found)
+        parts = (gradient * self._dense[block][name]).flatten().double()
+        sums = torch.bincount(self.deaths(block, name).flatten(), weights=parts, minlength=count + 1)
+        return sums.cpu().numpy()[::-1].cumsum()[::-1][1:].copy()  # of what dies at later levels
 
     def deaths(self, block: int, name: str) -> Tensor:
         """Wanda's: the level at which each weight of a matrix dies, beside it."""
