@@ -88,7 +88,10 @@ def prune(
     max_bytes: Bytes = None,
     max_kl: MaxKl = None,
     preference: Preference = None,
-    layout: Annotated[str, typer.Option(help="'hetero' (small) or 'padded' (loads everywhere).")] = "hetero",
+    layout: Annotated[
+        str | None,
+        typer.Option(help="'hetero' (small; the default) or 'padded' (loads everywhere; the default for zeros)."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Where the base model lies now, if it moved.")] = None,
     dtype: Dtype = "bfloat16",
     device: Device = "cpu",
@@ -129,7 +132,7 @@ def prune(
     if pruner is not None:
         from cluster.sparsifying import CalibrationText, How, is_data_free, run_data_free, run_sparsify
 
-        if asked or model or layout != "hetero":
+        if asked or model or layout is not None:
             raise RequestError("With --pruner give --sparsity or --pattern, and no request, --model, --layout.")
         text = CalibrationText(calibration, windows, window_length, seed)
         how = How(dtype, device, threads, replace, trust_remote_code)

@@ -21,7 +21,7 @@ def run_prune(
     policy: str,
     asked: dict[str, object],
     output: Path,
-    layout: str,
+    layout: str | None,
     model: str | None,
     dtype: str,
     device: str,
@@ -32,10 +32,13 @@ def run_prune(
 ) -> None:
     """Writes the checkpoint and prints what was promised, measured and verified.
 
+    Args:
+        layout: ``None``: the one that suits the policy.
+
     Raises:
         UniCuCoError: before any work where possible; nothing is left behind.
     """
-    if layout not in LAYOUTS:
+    if layout is not None and layout not in LAYOUTS:
         raise CheckpointError(f"'{layout}' is no layout; use {' or '.join(LAYOUTS)}.")
     if output.exists() and not replace:
         raise CheckpointError(f"{output} exists already; choose another folder or say --replace.")
@@ -43,7 +46,7 @@ def run_prune(
     if is_address(policy):
         if model or trust_remote_code or replace or not measure:
             raise RequestError("A service decides by itself on --model, --measure, --replace and --trust-remote-code.")
-        _fetch(policy, request, output, layout)
+        _fetch(policy, request, output, layout or LAYOUTS[0])
         return
     from transformers.utils import logging as transformers_logging
 
@@ -63,7 +66,7 @@ def run_prune(
             pruning_folder(policy),
             request,
             output,
-            cast(Layout, layout),
+            cast("Layout | None", layout),
             model,
             config,
             measure,
@@ -72,10 +75,15 @@ def run_prune(
             report,
         )
     answer, size = done.answer, done.checkpoint.size
+    left = f"{size.params:,} parameters, {size.bytes / 1e6:.0f} MB; kept {size.kept:.3f}, ratio {size.ratio:.3f}"
+    if done.zeros is not None:
+        left = (
+            f"{done.zeros:,} weights are zero; kept {answer.kept:.3f}, ratio {answer.ratio:.3f}; {size.bytes / 1e6:.0f}"
+            " MB in dense shapes: no smaller and no faster"
+        )
     lines = [
         f"request     {describe(request)}",
-        f"size        {size.params:,} parameters, {size.bytes / 1e6:.0f} MB; "
-        f"kept {size.kept:.3f}, ratio {size.ratio:.3f}",
+        f"size        {left}",
         f"predicted   KL {answer.kl:.3f} ({answer.kl_low:.3f}-{answer.kl_high:.3f})",
     ]
     lines += [f"  {name:<10}KL {interval(promise)}" for name, promise in answer.domains.items()]
@@ -86,7 +94,7 @@ def run_prune(
         lines.append(
             f"reloaded    in a fresh process, logits agree ({done.checkpoint.seconds:.0f} s to write and check)"
         )
-    lines.append(f"checkpoint  {done.checkpoint.folder} ({layout})")
+    lines.append(f"checkpoint  {done.checkpoint.folder} ({done.checkpoint.layout})")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -30,6 +30,8 @@ Examples:
 
     unicuco train ./my-model --run runs/mine --calibration prose=wiki.txt --calibration code=code.jsonl
 
+    unicuco train smollm2 --run runs/sparse --pruner wanda
+
     unicuco train --resume runs/first
 
     unicuco train smollm2 --run s3://bucket/runs/first
@@ -77,6 +79,10 @@ def train_command(
             "narrower, none dropped) or 'mixed' (narrower or dropped; the default)."
         ),
     ] = None,
+    pruner: Annotated[
+        str | None,
+        typer.Option(help="Search sparsities in dense shapes instead: 'wanda', 'sparsegpt' or 'sparsellm'."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
     dtype: Annotated[str | None, typer.Option(help="'bfloat16' or 'float32'.")] = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads per evaluator on a CPU.")] = None,
@@ -114,9 +120,11 @@ def config_values(given: dict[str, Any]) -> dict[str, Any]:
     """The nested values of a ``TrainConfig`` that the options say, over those of ``--config``.
 
     Raises:
-        OptionError: the file is not a JSON object.
+        OptionError: the file is not a JSON object, or two options say the same thing.
     """
     values = _read_config(given["config"]) if "config" in given else {}
+    if "space" in given and "pruner" in given:
+        raise OptionError("--space is about widths and --pruner about zeros: give one of them.")
     places = {
         "model": ("model",),
         "run": ("run",),
@@ -129,6 +137,7 @@ def config_values(given: dict[str, Any]) -> dict[str, Any]:
         "calibration_seed": ("preparation", "calibration", "seed"),
         "calibration": ("preparation", "calibration", "domains"),
         "space": ("preparation", "space"),
+        "pruner": ("preparation", "space", "pruner"),
         "device": ("evaluator", "device"),
         "dtype": ("evaluator", "dtype"),
         "threads": ("evaluator", "threads"),

@@ -122,6 +122,10 @@ class Preparation:
         return self._windows("search")
 
     @cached_property
+    def calibration_windows(self) -> Windows:
+        return self._windows("calibration")
+
+    @cached_property
     def margin_groups(self) -> int:
         """Groups of windows that margins take turns on."""
         return len(self._windows("margins").tokens) // len(self.search_windows.tokens)

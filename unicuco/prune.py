@@ -19,17 +19,27 @@ from unicuco.models.load import DTYPES, load_base_model, load_tokenizer
 from unicuco.models.source import ModelSource, find_model
 from unicuco.policy import Policy
 from unicuco.preparation import Preparation, PreparationConfig, Progress, prepare
+from unicuco.pruners.base import Pruner, pruned_blocks
+from unicuco.pruners.depth import DepthPruner
+from unicuco.pruners.sequential import count_zeros
 from unicuco.request import Answer, Request
+from unicuco.resparsify import choose_layout, prune_in_order
+from unicuco.space import Shape
 from unicuco.storage import cache_dir
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A checkpoint with what was promised and what was measured (``None`` when it was not measured)."""
+    """A checkpoint with what was promised and what was measured (``None`` when it was not measured).
+
+    Attributes:
+        zeros: weights of the blocks' matrices that are zero, where a sparsity pruner made them so.
+    """
 
     answer: Answer
     checkpoint: CheckpointReport
     measured: Measurement | None
+    zeros: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,15 +54,16 @@ class Pinned:
         request: Request,
         answer: Answer,
         target: Path,
-        layout: Layout = "hetero",
+        layout: Layout | None = None,
         measure: bool = True,
         replace: bool = False,
         command: str | None = None,
         stage: Callable[[str], None] = lambda name: None,
     ) -> Pruned:
-        """Writes ``answer`` as a checkpoint at ``target``.
+        """Writes ``answer`` as a checkpoint at ``target``; sparsities are pruned again, in order, and measured so.
 
         Args:
+            layout: ``hetero`` where none is given, ``padded`` for zeros.
             measure: measure KL and perplexity on held-out windows, for the model card.
             stage: told what begins; what it raises ends the work, and nothing is left behind.
 
@@ -61,11 +72,18 @@ class Pinned:
         """
         evaluator = self.evaluator
         levels = evaluator.space.check_levels(np.array(answer.levels))
-        shape = evaluator.space.shape(levels)
+        base, shape = evaluator.base, evaluator.space.shape(levels)
+        pruner: Pruner = evaluator.pruner
+        layout, zeros = choose_layout(evaluator.space, layout), None
+        if evaluator.space.is_sparse:
+            stage("pruning in order")
+            base = prune_in_order(evaluator, shape)
+            pruner, shape = DepthPruner(base, pruner.name), Shape(shape.groups, shape.neurons)
+            zeros, _ = count_zeros(base.model)
         measured = None
         if measure:
             stage("measuring on fresh text")
-            measured = self._heldout.measure(shape)
+            measured = self._heldout.measure_blocks(pruned_blocks(pruner, shape))
         preparation = evaluator.preparation
         calibration = preparation.config.calibration.model_dump(mode="json")
         card = CheckpointCard(
@@ -77,12 +95,11 @@ class Pinned:
             calibration={**calibration, "dtype": evaluator.config.dtype, "heldout_windows_per_domain": WINDOWS},
             preparation=preparation.digest,
             command=command,
+            zeros=zeros,
         )
         stage("writing and reloading")
-        checkpoint = write_checkpoint(
-            evaluator.base, self.tokenizer, evaluator.pruner, shape, Path(target), layout, card, replace=replace
-        )
-        return Pruned(answer, checkpoint, measured)
+        checkpoint = write_checkpoint(base, self.tokenizer, pruner, shape, Path(target), layout, card, replace=replace)
+        return Pruned(answer, checkpoint, measured, zeros)
 
     @cached_property
     def _heldout(self) -> Evaluator:
@@ -113,7 +130,7 @@ def prune(
     policy_folder: Path,
     request: Request,
     target: Path,
-    layout: Layout = "hetero",
+    layout: Layout | None = None,
     model: str | None = None,
     config: EvaluatorConfig | None = None,
     measure: bool = True,
@@ -124,6 +141,7 @@ def prune(
     """Answers ``request`` and writes the answer as a checkpoint at ``target``.
 
     Args:
+        layout: ``hetero`` where none is given, ``padded`` for policies whose pruner sets weights to zero.
         model: where the base model lies, when not where it was trained; its content must be the same.
         config: dtype, device, and whether the base model's own code may run; the checkpoint is stored in this dtype.
         measure: measure KL and perplexity on held-out windows, for the model card.
@@ -133,6 +151,7 @@ def prune(
     """
     config = config or EvaluatorConfig()
     policy = Policy.load(policy_folder)
+    layout = choose_layout(policy.space, layout)
     answer = policy.answer([request], bytes_per_param=DTYPES[config.dtype].itemsize)[0]
     if not answer.feasible:
         raise InfeasibleRequestError(answer.note)

@@ -141,7 +141,8 @@ class SearchSpace:
         if smallest > kept:
             raise SpaceError(
                 f"The smallest strategy of this search space keeps {smallest:.3f} of the blocks' parameters: let the "
-                f"search end above that (learner.kept_low is {kept:g}), or choose a space that drops sublayers."
+                f"search end above that (learner.kept_low is {kept:g}), or choose "
+                + ("higher sparsities." if self.is_sparse else "a space that drops sublayers.")
             )
 
     def check(self, x: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def by_hand(load: Callable[..., BaseModel], found: Preparation, levels: np.ndarr
     """The model with every matrix pruned on the dense model's activations, by the pruner itself."""
     model = load(family).model
     shares = found.space.shape(levels).sparsity
-    windows = found._windows("calibration")
+    windows = found.calibration_windows
     prune_in_place(model, windows, found.config.space.pruner, shares, dense_inputs=True)  # type: ignore[arg-type]
     return model
 
