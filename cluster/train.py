@@ -177,6 +177,12 @@ def _train(given: dict[str, Any], console: Any) -> None:
     values = config_values(given)
     from cluster.training import TrainConfig, train
     from unicuco.calibration import Domain
+    from unicuco.levels import SPARSITY_PRUNERS
+
+    if given.get("pruner", SPARSITY_PRUNERS[0]) not in SPARSITY_PRUNERS:
+        raise OptionError(
+            f"--pruner is {', '.join(SPARSITY_PRUNERS[:-1])} or {SPARSITY_PRUNERS[-1]}; see also --space."
+        )
 
     def build() -> TrainConfig:
         if "calibration" in given:

@@ -78,8 +78,7 @@ def build_levels(
         )
     stage = f"pruning by {method} to {len(config.sparsities) - 1} levels ({needed / 1e6:,.0f} MB on disk)"
     report(stage, 0, len(blocks))
-    with torch.enable_grad():
-        metrics = output_metrics(model, windows, gradient_windows, report)
+    metrics = output_metrics(model, windows, gradient_windows, report)
     few = first_of_each(windows, gradient_windows)
     hidden, calls = enter(model, blocks, windows)
     curves: dict[str, list[float]] = {}
