@@ -35,7 +35,7 @@ from unicuco.models.sites import Block, find_blocks
 from unicuco.pruners.sequential import READERS, BlockInputs, Method, check_prunable, enter, gather, matrices, run
 from unicuco.pruners.sparsegpt import inverse_factor, sparsegpt
 from unicuco.pruners.sparsellm import GatedFfn, sparsellm
-from unicuco.statistics import first_of_each, output_metrics
+from unicuco.statistics import first_of_each, output_gradients
 from unicuco.zeros import matrix_shapes
 
 FFN = ("up_proj", "gate_proj", "down_proj")
@@ -58,11 +58,12 @@ def build_levels(
     """Writes the database of ``base`` into ``folder``.
 
     Args:
-        windows: calibration; the outputs' metrics come from the first ``gradient_windows`` of each domain.
+        windows: calibration; damages are predicted from the first ``gradient_windows`` of each domain.
 
     Returns:
-        under ``attention.B`` and ``mlp.B``, the damage predicted for every level, in nats per token: ½ E[Δᵀ G Δ], with
-        Δ the change of the sublayer's output on those windows and G its metric (unicuco/statistics.py).
+        under ``attention.B`` and ``mlp.B``, the damage predicted for every level, in nats per token: ½ E[(gᵀΔ)²], with
+        Δ the change of the sublayer's output at a token and g that token's own gradient (unicuco/statistics.py). A mean
+        of g gᵀ over tokens would not do: the few tokens with huge activations change most and matter least.
 
     Raises:
         DiskFullError: there is no room for it. ModelError: the pruner cannot prune this model. Both before any work.
@@ -78,8 +79,8 @@ def build_levels(
         )
     stage = f"pruning by {method} to {len(config.sparsities) - 1} levels ({needed / 1e6:,.0f} MB on disk)"
     report(stage, 0, len(blocks))
-    metrics = output_metrics(model, windows, gradient_windows, report)
     few = first_of_each(windows, gradient_windows)
+    gradients = output_gradients(model, windows, few, report)
     hidden, calls = enter(model, blocks, windows)
     curves: dict[str, list[float]] = {}
     for b, (block, call) in enumerate(zip(blocks, calls, strict=True)):
@@ -89,7 +90,7 @@ def build_levels(
         for tensors in _write_block(folder, b, block, method, gathered, config.sparsities):
             with _at(block, tensors):
                 for kind, curve in found.items():
-                    damage = _damage(getattr(block, kind), seen[kind], metrics[b][kind])
+                    damage = _damage(getattr(block, kind), seen[kind], gradients[b][kind])
                     curve.append(max(damage, curve[-1]))
         curves |= {f"{kind}.{b}": curve for kind, curve in found.items()}
         report(stage, b + 1, len(blocks))
@@ -165,13 +166,10 @@ def _watch_sublayers(block: Block, hidden: Tensor, call: dict[str, Any]) -> dict
     return seen
 
 
-def _damage(module: Any, seen: list[tuple[Any, Any, Tensor]], metric: Tensor) -> float:
-    total, count = 0.0, 0
-    for args, kwargs, dense in seen:
-        change = (_tensor(module(*args, **kwargs)) - dense).float().flatten(0, -2)
-        total += float(((change @ metric) * change).sum())
-        count += len(change)
-    return total / count / 2
+def _damage(module: Any, seen: list[tuple[Any, Any, Tensor]], gradients: Tensor) -> float:
+    outputs = [_tensor(module(*args, **kwargs)) - dense for args, kwargs, dense in seen]
+    change = torch.cat([output.flatten(0, -2) for output in outputs]).float()
+    return float((change * gradients.float()).sum(dim=1).square().mean() / 2)
 
 
 def _tensor(output: Any) -> Tensor:

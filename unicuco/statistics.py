@@ -42,31 +42,50 @@ def collect_statistics(
         for i, window in enumerate(tokens):
             model.get_decoder()(input_ids=window[None], use_cache=False)
             report("reading activations", i + 1, len(tokens))
-    metrics = output_metrics(model, windows, gradient_windows, report)
-    for found, own in zip(statistics, metrics, strict=True):
+    chosen = first_of_each(windows, gradient_windows)
+
+    def accumulate(b: int, kind: str, gradient: Tensor) -> None:
+        _accumulate(statistics[b].metrics, kind, gradient)
+
+    _read_gradients(model, windows, chosen, accumulate, report)
+    for found in statistics:
         for kind in ("attention", "mlp"):
             found.grams[kind] /= tokens.numel()
-        found.metrics = own
+            found.metrics[kind] /= len(chosen) * tokens.shape[1]
     return statistics
 
 
-def output_metrics(
-    model: Any, windows: Windows, gradient_windows: int, report: Callable[[str, int, int], None]
+def output_gradients(
+    model: Any, windows: Windows, chosen: list[int], report: Callable[[str, int, int], None]
 ) -> list[dict[str, Tensor]]:
-    """Per block, the output metrics of ``attention`` and ``mlp`` (d x d, float32, token means)."""
-    blocks = find_blocks(model)
-    metrics: list[dict[str, Tensor]] = [{} for _ in blocks]
+    """Per block, g of every token of the ``chosen`` windows at the outputs of ``attention`` and ``mlp``.
+
+    Returns:
+        ``tokens x d`` each, in the model's dtype and the windows' order.
+    """
+    parts: list[dict[str, list[Tensor]]] = [{"attention": [], "mlp": []} for _ in find_blocks(model)]
+
+    def keep(b: int, kind: str, gradient: Tensor) -> None:
+        parts[b][kind].append(gradient.flatten(0, -2))
+
+    _read_gradients(model, windows, chosen, keep, report)
+    return [{kind: torch.cat(rows) for kind, rows in found.items()} for found in parts]
+
+
+def _read_gradients(
+    model: Any,
+    windows: Windows,
+    chosen: list[int],
+    take: Callable[[int, str, Tensor], None],
+    report: Callable[[str, int, int], None],
+) -> None:
+    """Hands ``take`` block, kind and gradient (``1 x tokens x d``) of every output projection, window by window."""
     tokens = torch.from_numpy(windows.tokens).long().to(next(model.parameters()).device)
-    chosen = first_of_each(windows, gradient_windows)
     generator = torch.Generator(device="cpu").manual_seed(0)
-    with _watching_outputs(blocks, metrics):
+    with _watching_outputs(find_blocks(model), take):
         for n, i in enumerate(chosen):
             _backward(model, tokens[i][None], generator)
             report("reading gradients", n + 1, len(chosen))
-    for found in metrics:
-        for kind in found:
-            found[kind] /= len(chosen) * tokens.shape[1]
-    return metrics
 
 
 def first_of_each(windows: Windows, count: int) -> list[int]:
@@ -102,14 +121,14 @@ def _watching_inputs(blocks: list[Block], statistics: list[BlockStatistics]) -> 
 
 
 @contextmanager
-def _watching_outputs(blocks: list[Block], metrics: list[dict[str, Tensor]]) -> Iterator[None]:
-    def hook(store: dict[str, Tensor], kind: str) -> Callable[..., None]:
+def _watching_outputs(blocks: list[Block], take: Callable[[int, str, Tensor], None]) -> Iterator[None]:
+    def hook(b: int, kind: str) -> Callable[..., None]:
         def forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            output.register_hook(lambda gradient: _accumulate(store, kind, gradient))
+            output.register_hook(lambda gradient: take(b, kind, gradient))
 
         return forward
 
-    handles = [p.register_forward_hook(hook(metrics[b], k)) for b, k, p in _projections(blocks)]
+    handles = [p.register_forward_hook(hook(b, k)) for b, k, p in _projections(blocks)]
     try:
         yield
     finally:
