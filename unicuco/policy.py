@@ -83,11 +83,11 @@ class Policy:
             for request, wish, prospect, origin, asked, budget in chosen
         ]
 
-    def check_request(self, request: Request) -> None:
+    def check_request(self, request: Request, bytes_per_param: int = BYTES_PER_PARAM) -> None:
         """Raises RequestError where a request names an objective or a domain that this policy does not have, or bounds
         bytes where zeros save none."""
         read_wish(request, self.qualities.names, self.domains)
-        check_bytes(request, self.space)
+        check_bytes(request, self.space, bytes_per_param)
 
     def _lay_front(self, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
         """StratNet's front for shares of the qualities: weight of size (ascending) and kept share, made monotone."""

@@ -107,7 +107,7 @@ def budget_of(request: Request, space: SearchSpace, bytes_per_param: int) -> flo
     return math.floor(min(bounds) + 1e-6)
 
 
-def check_bytes(request: Request, space: SearchSpace, bytes_per_param: int = 1) -> None:
+def check_bytes(request: Request, space: SearchSpace, bytes_per_param: int) -> None:
     """Refuses a bound on bytes that zeros in dense shapes cannot meet.
 
     Raises:

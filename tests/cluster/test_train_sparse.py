@@ -83,6 +83,8 @@ def test_fewer_bytes_cannot_be_asked_of_zeros(trained: Trained) -> None:
     dense = 2 * policy.space.geometry.params
     with pytest.raises(RequestError, match="zero in dense shapes"):
         policy.answer([Request(bytes=dense - 1)])
+    with pytest.raises(RequestError, match="bound 'kept'"):
+        policy.check_request(Request(bytes=dense - 1))
     assert policy.answer([Request(bytes=dense, kept=0.5)])[0].kept <= 0.5
 
 
