@@ -47,21 +47,21 @@ IN_FLIGHT = 2
 
 
 def ours(race: Race) -> np.ndarray:
-    return _learner(race, "ours", LearnerConfig(evaluations=race.evaluations, seed=race.seed))
+    return run_learner(race, "ours", LearnerConfig(evaluations=race.evaluations, seed=race.seed))
 
 
 def without_margins(race: Race) -> np.ndarray:
     config = LearnerConfig(evaluations=race.evaluations, seed=race.seed, margins=0.0)
-    return _learner(race, "without-margins", config)
+    return run_learner(race, "without-margins", config)
 
 
 def paper(race: Race) -> np.ndarray:
     """UniCuCo as published: a plain Gaussian process, StratNet trained on its gradient alone."""
     plain = SurrogateConfig(mean="plain")
-    return _learner(race, "paper", LearnerConfig(evaluations=race.evaluations, seed=race.seed, surrogate=plain))
+    return run_learner(race, "paper", LearnerConfig(evaluations=race.evaluations, seed=race.seed, surrogate=plain))
 
 
-def _learner(race: Race, name: str, config: LearnerConfig) -> np.ndarray:
+def run_learner(race: Race, name: str, config: LearnerConfig) -> np.ndarray:
     preparation = race.cache.evaluator.preparation
     groups = preparation.margin_groups
     log = EvaluationLog(race.folder / name)

@@ -1,6 +1,7 @@
 """What margins are worth: slopes against finite differences, and how far they differ between draws of windows.
 
-    python -m benchmarks.margins [--kept 0.6] [--sites 8] [--groups 4] [--seed 0] [--json FILE]
+    python -m benchmarks.margins [--kept 0.6] [--sites 8] [--groups 4] [--seed 0] [--pruner wanda]
+                                 [--json FILE]
 
 Around the preparation's allocation at ``--kept``:
 
@@ -22,6 +23,7 @@ from benchmarks.harness import MODEL, finish, parser, surroundings
 from benchmarks.search import open_evaluator
 from unicuco.allocation import allocate
 from unicuco.evaluator import Evaluator
+from unicuco.levels import SPARSITY_PRUNERS, SpaceConfig
 from unicuco.slopes import steps
 from unicuco.space import budgets_of
 
@@ -78,8 +80,9 @@ def main() -> None:
     options.add_argument("--sites", type=int, default=8, help="sites of each kind that are measured by differences")
     options.add_argument("--groups", type=int, default=4, help="draws of windows")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--pruner", choices=SPARSITY_PRUNERS, help="its space, in the place of 'mixed'")
     given = options.parse_args()
-    evaluator = open_evaluator("mixed", given.seed)
+    evaluator = open_evaluator(SpaceConfig(pruner=given.pruner) if given.pruner else "mixed", given.seed)
     figures = measure(evaluator, given)
     rows = []
     for kind in KINDS:
@@ -88,7 +91,12 @@ def main() -> None:
             rows.append((f"{name}, {kind}", f"{median:.2f} ({low:.2f} to {high:.2f})", ""))
         rows += [(f"{name}, {kind}", f"{figures[kind][name]:.2f}", "") for name in ("window_spread", "damage_spread")]
     figures["surroundings"] = surroundings(
-        model=MODEL, seed=given.seed, kept=given.kept, tokens=evaluator.num_tokens, dtype=evaluator.config.dtype
+        model=MODEL,
+        space=given.pruner or "mixed",
+        seed=given.seed,
+        kept=given.kept,
+        tokens=evaluator.num_tokens,
+        dtype=evaluator.config.dtype,
     )
     finish("Margins: slopes of KL, site by site", rows, figures, given.json)
 

@@ -39,7 +39,7 @@ from unicuco.evaluator import Evaluator, EvaluatorConfig
 from unicuco.heldout import WINDOWS, open_heldout
 from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.preparation import PreparationConfig, prepare
-from unicuco.space import SPACES
+from unicuco.space import SPACES, SpaceConfig
 from unicuco.storage import write_json
 
 DEPTH_SIZES = (0.875, 0.75, 0.625)
@@ -109,9 +109,10 @@ def take_records(records: Path, folder: Path) -> None:
             target.write_bytes(path.read_bytes())
 
 
-def open_evaluator(space: str, seed: int) -> Evaluator:
+def open_evaluator(space: str | SpaceConfig, seed: int) -> Evaluator:
     """The base model on the windows of ``seed``."""
-    config = PreparationConfig(calibration=CalibrationConfig(seed=seed), space=SPACES[space])
+    chosen = SPACES[space] if isinstance(space, str) else space
+    config = PreparationConfig(calibration=CalibrationConfig(seed=seed), space=chosen)
     base = load_base_model(MODEL, config.dtype)
     prepared = prepare(base, load_tokenizer(base.source), config)
     return Evaluator(MODEL, prepared.folder, EvaluatorConfig(), base=base)

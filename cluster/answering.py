@@ -83,6 +83,8 @@ def _ask_folder(folder: str, requests: list[Request]) -> tuple[list[Answer], flo
     seconds = time.perf_counter() - began
     model = policy.parts.provenance.get("model", {}).get("spec", "its base model")
     source = f"policy version {policy.parts.version} of {model}, {len(policy.parts.evaluations)} evaluations"
+    if policy.space.is_sparse:
+        source += f"; sizes count weights that are not zero ({policy.space.config.pruner}), files stay dense"
     return answers, seconds, source
 
 

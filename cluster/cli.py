@@ -90,8 +90,9 @@ def prune(
     max_kl: MaxKl = None,
     preference: Preference = None,
     layout: Annotated[
-        str, typer.Option(help="'hetero', 'uniform' (plain config) or 'padded' (dense shapes).")
-    ] = "hetero",
+        str | None,
+        typer.Option(help="'hetero' (small), 'uniform' (plain config) or 'padded' (dense shapes; default for zeros)."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Where the base model lies now, if it moved.")] = None,
     dtype: Dtype = "bfloat16",
     device: Device = "cpu",

@@ -28,7 +28,7 @@ def run_prune(
     policy: str,
     asked: dict[str, object],
     output: str | Path,
-    layout: str,
+    layout: str | None,
     model: str | None,
     dtype: str,
     device: str,
@@ -43,11 +43,12 @@ def run_prune(
 
     Args:
         output: a folder, or a URI of one.
+        layout: ``None``: the one that suits the policy.
 
     Raises:
         UniCuCoError: before any work where possible; nothing is left behind.
     """
-    if layout not in LAYOUTS:
+    if layout is not None and layout not in LAYOUTS:
         raise CheckpointError(f"'{layout}' is no layout; use {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}.")
     check_shard_size(shard_size)
     store = Store(str(output)) if is_uri(output) else None
@@ -66,7 +67,7 @@ def run_prune(
             raise RequestError("A service builds the layouts hetero and padded.")
         if store is not None:
             raise RequestError("What a service builds is fetched to a folder; give --output FOLDER.")
-        _fetch(policy, request, Path(output), layout)
+        _fetch(policy, request, Path(output), layout or LAYOUTS[0])
         return
     from transformers.utils import logging as transformers_logging
 
@@ -81,14 +82,19 @@ def run_prune(
         raise RequestError(f"{explain_validation(error)}.") from error
     console = Console()
     command = shlex.join(["unicuco", *sys.argv[1:]])
-    how = Writing(cast(Layout, layout), verify, replace, shard_size, command)
+    how = Writing(cast("Layout | None", layout), verify, replace, shard_size, command)
     with _written_at(output, store, replace) as folder, stages(console) as report:
         done = prune(pruning_folder(policy), request, folder, how, model, config, measure, report)
     answer, size = done.answer, done.checkpoint.size
+    left = f"{size.params:,} parameters, {size.bytes / 1e6:.0f} MB; kept {size.kept:.3f}, ratio {size.ratio:.3f}"
+    if done.zeros is not None:
+        left = (
+            f"{done.zeros:,} weights are zero; kept {answer.kept:.3f}, ratio {answer.ratio:.3f}; {size.bytes / 1e6:.0f}"
+            " MB in dense shapes: no smaller and no faster"
+        )
     lines = [
         f"request     {describe(request)}",
-        f"size        {size.params:,} parameters, {size.bytes / 1e6:.0f} MB; "
-        f"kept {size.kept:.3f}, ratio {size.ratio:.3f}",
+        f"size        {left}",
         f"predicted   KL {answer.kl:.3f} ({answer.kl_low:.3f}-{answer.kl_high:.3f})",
     ]
     lines += [f"  {name:<10}KL {interval(promise)}" for name, promise in answer.domains.items()]
@@ -99,7 +105,7 @@ def run_prune(
         lines.append(
             f"reloaded    in a fresh process, logits agree ({done.checkpoint.seconds:.0f} s to write and check)"
         )
-    lines.append(f"checkpoint  {output} ({layout})")
+    lines.append(f"checkpoint  {output} ({done.checkpoint.layout})")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -30,6 +30,8 @@ Examples:
 
     unicuco train ./my-model --run runs/mine --calibration prose=wiki.txt --calibration code=code.jsonl
 
+    unicuco train smollm2 --run runs/sparse --pruner wanda
+
     unicuco train --resume runs/first
 
     unicuco train smollm2 --run s3://bucket/runs/first
@@ -81,6 +83,10 @@ def train_command(
         int | None,
         typer.Option(min=1, help="MLPs keep a multiple of this many neurons: 64 (the default), 128, 256."),
     ] = None,
+    pruner: Annotated[
+        str | None,
+        typer.Option(help="Search sparsities in dense shapes instead: 'wanda', 'sparsegpt' or 'sparsellm'."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
     dtype: Annotated[str | None, typer.Option(help="'bfloat16' or 'float32'.")] = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads per evaluator on a CPU.")] = None,
@@ -118,9 +124,11 @@ def config_values(given: dict[str, Any]) -> dict[str, Any]:
     """The nested values of a ``TrainConfig`` that the options say, over those of ``--config``.
 
     Raises:
-        OptionError: the file is not a JSON object.
+        OptionError: the file is not a JSON object, or two options say the same thing.
     """
     values = _read_config(given["config"]) if "config" in given else {}
+    if "space" in given and "pruner" in given:
+        raise OptionError("--space is about widths and --pruner about zeros: give one of them.")
     places = {
         "model": ("model",),
         "run": ("run",),
@@ -133,6 +141,7 @@ def config_values(given: dict[str, Any]) -> dict[str, Any]:
         "calibration_seed": ("preparation", "calibration", "seed"),
         "calibration": ("preparation", "calibration", "domains"),
         "space": ("preparation", "space"),
+        "pruner": ("preparation", "space", "pruner"),
         "device": ("evaluator", "device"),
         "dtype": ("evaluator", "dtype"),
         "threads": ("evaluator", "threads"),
@@ -192,6 +201,12 @@ def _train(given: dict[str, Any], console: Any) -> None:
     values = config_values(given)
     from cluster.training import TrainConfig, train
     from unicuco.calibration import Domain
+    from unicuco.levels import SPARSITY_PRUNERS
+
+    if given.get("pruner", SPARSITY_PRUNERS[0]) not in SPARSITY_PRUNERS:
+        raise OptionError(
+            f"--pruner is {', '.join(SPARSITY_PRUNERS[:-1])} or {SPARSITY_PRUNERS[-1]}; see also --space."
+        )
 
     def build() -> TrainConfig:
         if "calibration" in given:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from rich.console import Console
 
 from actors.factory import Factory
@@ -31,6 +31,9 @@ from unicuco.preparation import Preparation, PreparationConfig, prepare
 from unicuco.remote.nodes import find_preparation
 from unicuco.space import SearchSpace
 
+SPARSE_KEPT_LOW = 0.2
+"""``kept_low`` of runs with a sparsity pruner."""
+
 
 class TrainConfig(BaseModel):
     """Everything about one run; composed of the parts' own configurations."""
@@ -42,10 +45,19 @@ class TrainConfig(BaseModel):
     run: str | Path
     """The run folder, or a URI (``s3://bucket/runs/first``); must not exist yet."""
     preparation: PreparationConfig = PreparationConfig()
-    learner: LearnerConfig = LearnerConfig()
+    learner: LearnerConfig = Field(default=LearnerConfig(), validate_default=True)
     evaluator: EvaluatorConfig = EvaluatorConfig()
     pool: PoolConfig = PoolConfig()
     ray: RayConfig = RayConfig()
+
+    @field_validator("learner")
+    @classmethod
+    def _far_enough(cls, learner: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
+        """Zeros are of use where widths are not any more: the search goes further, unless the user says how far."""
+        preparation: PreparationConfig | None = info.data.get("preparation")  # none: it is wrong, and says so itself
+        if preparation is None or not preparation.space.is_sparse or "kept_low" in learner.model_fields_set:
+            return learner
+        return learner.model_copy(update={"kept_low": SPARSE_KEPT_LOW})
 
     @property
     def tokens(self) -> int:

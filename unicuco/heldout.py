@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unicuco.baselines.uniform import LADDER, uniform
+from unicuco.baselines.uniform import ladder, uniform
 from unicuco.calibration import draw_windows
 from unicuco.evaluator import Evaluator, EvaluatorConfig, Measurement
 from unicuco.models.load import load_tokenizer
@@ -25,10 +25,13 @@ def measure_heldout(
     preparation_folder: Path,
     config: EvaluatorConfig,
     progress: Progress | None = None,
-    sizes: tuple[float, ...] = LADDER,
+    sizes: tuple[float, ...] | None = None,
     windows: int = WINDOWS,
 ) -> list[dict[str, Any]]:
     """Measures the policy's answers and both uniform forms at ``sizes`` that the space can reach, on fresh windows.
+
+    Args:
+        sizes: ``ladder`` of the space where none are given.
 
     Returns:
         one row per size; ``kl_uniform_heldout`` is the better of the two forms. ``domains`` has the same figures for
@@ -37,7 +40,7 @@ def measure_heldout(
     report = progress or (lambda stage, done, total: None)
     policy = Policy.load(policy_folder)
     search = Evaluator(model_spec, preparation_folder, config)
-    sizes = tuple(kept for kept in sizes if search.space.kept(search.space.smallest) <= kept)
+    sizes = tuple(kept for kept in sizes or ladder(search.space) if search.space.kept(search.space.smallest) <= kept)
     heldout = open_heldout(search, windows)
     answers = policy.answer([Request(kept=kept) for kept in sizes])
     rows: list[dict[str, Any]] = []

@@ -13,6 +13,10 @@ damages (Pythagoras); the surrogate adds it. (Ours; measured in docs/decisions.m
 The units that a strategy removed still have to be seen, to know what giving them back is worth: the forward runs at
 full width with zero columns in the output projections, which is the pruned model exactly. Cost: a forward and a
 backward of the dense model, counted as three forwards.
+
+With a sparsity pruner all matrices of a site change, so the gradients of all are taken (in float32: the memory of the
+blocks' matrices once more), and the shapes are dense already. Its levels are nested too: Wanda's masks exactly, the
+others' corrections nearly; so the second-order terms are the same differences of damages.
 """
 
 from __future__ import annotations
@@ -27,14 +31,15 @@ import torch
 from torch import Tensor, nn
 
 from unicuco.models.attention_gradient import fast_gradients
-from unicuco.models.sites import find_blocks
+from unicuco.models.sites import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, find_blocks
 from unicuco.models.swap import SwitchableModel
-from unicuco.pruners.base import PrunedBlock, Pruner, pruned_blocks
+from unicuco.pruners.base import PrunedBlock, Pruner, SparsityPruner, pruned_blocks
 from unicuco.space import SearchSpace, Shape
 
 POSITIONS_AT_ONCE = 128
 """Tokens whose logits and their gradient are held at once."""
 OUTPUTS = {"attention": "o_proj", "mlp": "down_proj"}
+MATRICES = {"attention": ATTENTION_PROJECTIONS, "mlp": MLP_PROJECTIONS}
 
 
 @dataclass(frozen=True)
@@ -72,18 +77,22 @@ def measure_margins(
     """
     shape = space.shape(levels)
     gradients: dict[tuple[str, int], Tensor] = {}
-    unseen = _unseen(model, space, shape)
+    outputs: dict[str, tuple[str, ...]] = {kind: (output,) for kind, output in OUTPUTS.items()}
+    watched = MATRICES if space.is_sparse else outputs
     spanning = {b for b, block in enumerate(find_blocks(model)) if block.norms_span_heads}
-    switch.apply(_at_full_width(pruner, space, shape, spanning))
+    sparse = space.is_sparse
+    switch.apply(pruned_blocks(pruner, shape) if sparse else _at_full_width(pruner, space, shape, spanning))
     try:
-        with _watching(model, gradients), fast_gradients(model):
+        with _watching(model, watched, gradients), fast_gradients(model):
             kl = sum(
                 _backward(model, window, states, logits, tokens.numel())
                 for window, states in zip(tokens, dense.split(tokens.shape[1]), strict=True)
             )
     finally:
         switch.restore()
-    return Margins(float(kl), _changes(pruner, space, levels, gradients, unseen))
+    if isinstance(pruner, SparsityPruner) and space.is_sparse:
+        return Margins(float(kl), _sparse_changes(pruner, space, levels, gradients))
+    return Margins(float(kl), _changes(pruner, space, levels, gradients, _unseen(model, space, shape)))
 
 
 def _at_full_width(
@@ -132,8 +141,11 @@ def _unseen(model: Any, space: SearchSpace, shape: Shape) -> set[tuple[str, int]
 
 
 @contextmanager
-def _watching(model: Any, gradients: dict[tuple[str, int], Tensor]) -> Iterator[None]:
-    """Collects Σ_t δ_t a_tᵀ (``out x in``, float32) of every output projection while backward passes run.
+def _watching(
+    model: Any, watched: dict[str, tuple[str, ...]], gradients: dict[tuple[str, int], Tensor]
+) -> Iterator[None]:
+    """Collects Σ_t δ_t a_tᵀ (``out x in``, float32) of every watched matrix, by its name and block, while backward
+    passes run.
 
     Of a projection with a bias there is one column more, Σ_t δ_t: its activation is always 1.
     """
@@ -153,9 +165,10 @@ def _watching(model: Any, gradients: dict[tuple[str, int], Tensor]) -> Iterator[
         return forward
 
     handles = [
-        getattr(getattr(block, kind), output).register_forward_hook(hook((kind, b)))
+        getattr(getattr(block, kind), name).register_forward_hook(hook((name, b)))
         for b, block in enumerate(find_blocks(model))
-        for kind, output in OUTPUTS.items()
+        for kind, names in watched.items()
+        for name in names
     ]
     try:
         yield
@@ -209,10 +222,24 @@ def _changes(
             left = pruner.pruned_block(b, level.groups or 0, level.neurons or 0)
             for kind, width, tensors in (("attention", level.groups, left.attention), ("mlp", level.neurons, left.mlp)):
                 if width and (kind, b) not in unseen:
-                    gradient = gradients[kind, b]
+                    gradient = gradients[OUTPUTS[kind], b]
                     weight, bias = tensors[f"{OUTPUTS[kind]}.weight"], tensors.get(f"{OUTPUTS[kind]}.bias")
                     change[i, j] += float((gradient[:, : weight.shape[1]] * weight).sum())
                     if bias is not None:
                         change[i, j] += float(gradient[:, -1] @ bias.float())
         change[i, : len(site.levels)] -= change[i, int(levels[i])]
+    return change
+
+
+def _sparse_changes(
+    pruner: SparsityPruner, space: SearchSpace, levels: np.ndarray, gradients: dict[tuple[str, int], Tensor]
+) -> np.ndarray:
+    """The same over all matrices of every site."""
+    change: np.ndarray = np.zeros(space.levels.shape)
+    for i, site in enumerate(space.sites):
+        for kind, names in MATRICES.items():
+            if site.kind in (kind, "block"):
+                for name in names:
+                    change[i] += pruner.products(site.block, name, gradients[name, site.block])
+        change[i] -= change[i, int(levels[i])]
     return change

@@ -18,7 +18,7 @@ from unicuco.policy_parts import PolicyParts, load_parts, save_parts
 from unicuco.prospects import Prospect, Prospects
 from unicuco.request import Answer, Request
 from unicuco.space import budgets_of
-from unicuco.wishes import Wish, budget_of, read_wish
+from unicuco.wishes import Wish, budget_of, check_bytes, read_wish
 
 GRID, COARSE = 256, 64
 """Preferences at which StratNet's front is laid out, to answer bounds by look-up: once, or once for each shares of the
@@ -64,7 +64,8 @@ class Policy:
         ``feasible`` false and the nearest strategy there is.
 
         Raises:
-            RequestError: a request names an objective or a domain that this policy does not have.
+            RequestError: a request names an objective or a domain that this policy does not have, or bounds bytes where
+                zeros save none.
         """
         if not requests:
             return []
@@ -82,9 +83,11 @@ class Policy:
             for request, wish, prospect, origin, asked, budget in chosen
         ]
 
-    def check_request(self, request: Request) -> None:
-        """Raises RequestError where a request names an objective or a domain that this policy does not have."""
+    def check_request(self, request: Request, bytes_per_param: int = BYTES_PER_PARAM) -> None:
+        """Raises RequestError where a request names an objective or a domain that this policy does not have, or bounds
+        bytes where zeros save none."""
         read_wish(request, self.qualities.names, self.domains)
+        check_bytes(request, self.space, bytes_per_param)
 
     def _lay_front(self, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
         """StratNet's front for shares of the qualities: weight of size (ascending) and kept share, made monotone."""

@@ -5,6 +5,7 @@ A folder named by the hash of everything it depends on:
 - ``preparation.json``: what it is made of, and the geometry;
 - ``order.safetensors``: per block, KV groups and neurons from most to least important;
 - ``factors.safetensors``: per block, the Cholesky factors of the ordered Gram matrices (width only);
+- ``levels.*.safetensors``: in the place of both, the level database of a sparsity pruner (unicuco/level_database.py);
 - ``damage.safetensors``: predicted damage of every level of every site (``num_sites x max_levels``), a prior;
 - ``windows.safetensors``: the calibration, search and margin windows;
 - ``reference/``: the dense model's outputs on the search windows, one file per dtype (unicuco/reference.py).
@@ -13,6 +14,7 @@ A folder named by the hash of everything it depends on:
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from unicuco.calibration import CalibrationConfig, Role, Windows, draw_windows
 from unicuco.errors import PreparationError
+from unicuco.level_database import LevelDatabase, build_levels
 from unicuco.models.geometry import Geometry
 from unicuco.models.load import BaseModel
 from unicuco.models.sites import find_blocks
@@ -110,8 +113,17 @@ class Preparation:
         return self._tensors("factors") if self.config.space.pruner == "width" else {}
 
     @cached_property
+    def levels(self) -> LevelDatabase:
+        """The level database of a sparsity pruner."""
+        return LevelDatabase(self.folder)
+
+    @cached_property
     def search_windows(self) -> Windows:
         return self._windows("search")
+
+    @cached_property
+    def calibration_windows(self) -> Windows:
+        return self._windows("calibration")
 
     @cached_property
     def margin_groups(self) -> int:
@@ -166,7 +178,8 @@ def prepare(
     """Finds or builds the preparation of ``base`` under ``root`` (the cache by default).
 
     Costs one forward over all calibration windows, one forward and backward over ``gradient_windows`` of them, and
-    per site an elimination of n³ multiply-adds (n: inputs of the output projection).
+    per site an elimination of n³ multiply-adds (n: inputs of the output projection). A sparsity pruner's database takes
+    its place: a sweep over every matrix for every level.
 
     Raises:
         CalibrationError: the text is missing or too short. DiskFullError: nothing was left behind.
@@ -181,6 +194,7 @@ def prepare(
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(target) + ".lock"):
         if not (target / "preparation.json").is_file():
+            _clear_leftovers(target)
             with atomic_folder(target, replace=True) as scratch:  # what lies there lacks its description
                 _build(scratch, base, config, windows, digest, report)
     return Preparation.open(target)
@@ -194,8 +208,37 @@ def _build(
     digest: str,
     report: Progress,
 ) -> None:
-    statistics = collect_statistics(base.model, windows["calibration"], config.gradient_windows, report)
     space = SearchSpace(base.geometry, config.space)
+    if space.is_sparse:
+        curves = _build_levels(scratch, base, config, windows["calibration"], report)
+    else:
+        curves = _build_orders(scratch, base, config, windows["calibration"], report)
+    save_file({"damage": torch.from_numpy(_damage_table(space, curves))}, scratch / "damage.safetensors")
+    save_file(
+        {
+            f"{role}.{part}": torch.from_numpy(np.ascontiguousarray(getattr(found, part)))
+            for role, found in windows.items()
+            for part in ("tokens", "domain")
+        },
+        scratch / "windows.safetensors",
+    )
+    about = {
+        "format": FORMAT,
+        "digest": digest,
+        "model": {"spec": base.source.spec, "digest": base.source.digest},
+        "config": config.model_dump(mode="json"),
+        "geometry": base.geometry.model_dump(mode="json"),
+        "windows": {role: found.digest for role, found in windows.items()},
+        "torch": torch.__version__,
+    }
+    write_json(scratch / "preparation.json", about)
+
+
+def _build_orders(
+    scratch: Path, base: BaseModel, config: PreparationConfig, windows: Windows, report: Progress
+) -> dict[str, Tensor]:
+    """Writes orders and factors; returns the damage of every number of units left, of each site."""
+    statistics = collect_statistics(base.model, windows, config.gradient_windows, report)
     orders: dict[str, Tensor] = {}
     factors: dict[str, Tensor] = {}
     curves: dict[str, Tensor] = {}
@@ -216,25 +259,21 @@ def _build(
     save_file(orders, scratch / "order.safetensors")
     if factors:
         save_file(factors, scratch / "factors.safetensors")
-    save_file({"damage": torch.from_numpy(_damage_table(space, curves))}, scratch / "damage.safetensors")
-    save_file(
-        {
-            f"{role}.{part}": torch.from_numpy(np.ascontiguousarray(getattr(found, part)))
-            for role, found in windows.items()
-            for part in ("tokens", "domain")
-        },
-        scratch / "windows.safetensors",
-    )
-    about = {
-        "format": FORMAT,
-        "digest": digest,
-        "model": {"spec": base.source.spec, "digest": base.source.digest},
-        "config": config.model_dump(mode="json"),
-        "geometry": base.geometry.model_dump(mode="json"),
-        "windows": {role: found.digest for role, found in windows.items()},
-        "torch": torch.__version__,
-    }
-    write_json(scratch / "preparation.json", about)
+    return curves
+
+
+def _build_levels(
+    scratch: Path, base: BaseModel, config: PreparationConfig, windows: Windows, report: Progress
+) -> dict[str, Tensor]:
+    """Writes the level database; returns the damage of every level, of each site."""
+    curves = build_levels(scratch, base, config.space, windows, config.gradient_windows, report)
+    return {name: torch.tensor(curve, dtype=torch.float64) for name, curve in curves.items()}
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Removes what builders that were killed have left; whoever calls holds the lock, so nobody is at it."""
+    for path in target.parent.glob(f".{target.name}.*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _order_site(
@@ -259,8 +298,9 @@ def _damage_table(space: SearchSpace, curves: dict[str, Tensor]) -> np.ndarray:
     for i, site in enumerate(space.sites):
         for j in range(table.shape[1]):
             level = site.levels[min(j, len(site.levels) - 1)]
+            own = min(j, len(site.levels) - 1) if space.is_sparse else None
             if level.groups is not None:
-                table[i, j] += float(curves[f"attention.{site.block}"][level.groups])
+                table[i, j] += float(curves[f"attention.{site.block}"][level.groups if own is None else own])
             if level.neurons is not None:
-                table[i, j] += float(curves[f"mlp.{site.block}"][level.neurons])
+                table[i, j] += float(curves[f"mlp.{site.block}"][level.neurons if own is None else own])
     return table

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unicuco.allocation import allocate
-from unicuco.baselines.uniform import LADDER, uniform
+from unicuco.baselines.uniform import ladder, uniform
 from unicuco.objectives import Scale, greedy_hypervolume, join_preferences
 from unicuco.qualities import Qualities
 from unicuco.space import SearchSpace, budgets_of
@@ -39,27 +39,29 @@ def first_design(
     is uniform: one strategy stands for it, and single drops come first where there is room for all.
     """
     binary = space.is_binary and damage is not None
-    ladder = [(k, True) for k in LADDER] + [(k, False) for k in LADDER[1::2]]
-    ladder = [(k, mlp_only) for k, mlp_only in ladder if k >= kept_low]
+    sizes = ladder(space)
+    # Zeros are spread over all sites, widths over the MLPs first: the better form of each comes more often.
+    rungs = [(k, not space.is_sparse) for k in sizes] + [(k, space.is_sparse) for k in sizes[1::2]]
+    rungs = [(k, mlp_only) for k, mlp_only in rungs if k >= kept_low]
     if binary:
-        ladder = sorted(ladder)[:1]
-    proposals: list[Proposal] = [(uniform(space, k, mlp_only), "uniform") for k, mlp_only in ladder]
+        rungs = sorted(rungs)[:1]
+    proposals: list[Proposal] = [(uniform(space, k, mlp_only), "uniform") for k, mlp_only in rungs]
     if binary and count > space.num_sites:
         proposals += [(row, "single") for row in rng.permutation(np.eye(space.num_sites, dtype=np.int64))]
     rest = max(count - len(proposals), 0)
     # Sizes in van der Corput order: any prefix of the design covers the whole range.
-    sizes = kept_low + (0.97 - kept_low) * _van_der_corput(rest)
+    spread_out = kept_low + (0.97 - kept_low) * _van_der_corput(rest)
     if damage is None:
         sparsity = rng.random((rest, space.num_sites))
-        wish = sparsity * (1 - sizes)[:, None] / sparsity.mean(axis=1, keepdims=True)
-        levels = space.project(wish.clip(0, 1), {"params": budgets_of(space, sizes)})
+        wish = sparsity * (1 - spread_out)[:, None] / sparsity.mean(axis=1, keepdims=True)
+        levels = space.project(wish.clip(0, 1), {"params": budgets_of(space, spread_out)})
         proposals += [(row, "random") for row in levels]
     elif rest:
         # The first quarter as it is; then weights disturbed more and more, to learn how far each is off.
         untouched = np.arange(rest) < max(rest // 4, int(binary)) if disturb else np.full(rest, True)
         spread = np.where(untouched, 0.0, rng.choice([0.4, 0.8], size=rest))
         weights = np.exp(rng.standard_normal((rest, space.num_sites)) * spread[:, None])
-        levels = allocate(space, damage[None] * weights[:, :, None], budgets_of(space, sizes))
+        levels = allocate(space, damage[None] * weights[:, :, None], budgets_of(space, spread_out))
         proposals += [(row, "prior" if exact else "disturbed") for row, exact in zip(levels, spread == 0, strict=True)]
     return _distinct(proposals, set())[:count]
 

@@ -21,26 +21,36 @@ from unicuco.models.load import DTYPES, BaseModel, load_base_model, load_tokeniz
 from unicuco.models.source import ModelSource, find_model
 from unicuco.policy import Policy
 from unicuco.preparation import Preparation, PreparationConfig, Progress, prepare
-from unicuco.pruners.base import Pruner
+from unicuco.pruners.base import Pruner, pruned_blocks
+from unicuco.pruners.depth import DepthPruner
+from unicuco.pruners.sequential import count_zeros
 from unicuco.request import Answer, Request
+from unicuco.resparsify import choose_layout, prune_in_order
+from unicuco.space import Shape
 from unicuco.storage import cache_dir
 from unicuco.uniform import answer_uniform
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A checkpoint with what was promised and what was measured (``None`` when it was not measured)."""
+    """A checkpoint with what was promised and what was measured (``None`` when it was not measured).
+
+    Attributes:
+        zeros: weights of the blocks' matrices that are zero, where a sparsity pruner made them so.
+    """
 
     answer: Answer
     checkpoint: CheckpointReport
     measured: Measurement | None
+    zeros: int | None = None
 
 
 @dataclass(frozen=True)
 class Writing:
     """How a checkpoint is to be written."""
 
-    layout: Layout = "hetero"
+    layout: Layout | None = None
+    """None: ``padded`` for zeros in dense shapes, else ``hetero``."""
     verify: bool = True
     replace: bool = False
     shard_size: str = SHARD_SIZE
@@ -63,7 +73,7 @@ class Pinned:
         measure: bool = True,
         stage: Callable[[str], None] = lambda name: None,
     ) -> Pruned:
-        """Writes ``answer`` as a checkpoint at ``target``.
+        """Writes ``answer`` as a checkpoint at ``target``; sparsities are pruned again, in order, and measured so.
 
         Args:
             measure: measure KL and perplexity on held-out windows, for the model card.
@@ -74,13 +84,21 @@ class Pinned:
         """
         evaluator = self.evaluator
         levels = evaluator.space.check_levels(np.array(answer.levels))
+        how = how or Writing()
+        pruner: Pruner = evaluator.pruner
+        base, shape, zeros = evaluator.base, evaluator.space.shape(levels), None
+        if evaluator.space.is_sparse:
+            stage("pruning in order")
+            base = prune_in_order(evaluator, shape)
+            pruner, shape = DepthPruner(base, pruner.name), Shape(shape.groups, shape.neurons)
+            zeros, _ = count_zeros(base.model)
         measured = None
         if measure:
             stage("measuring on fresh text")
-            measured = self._heldout.measure(evaluator.space.shape(levels))
+            measured = self._heldout.measure_blocks(pruned_blocks(pruner, shape))
         stage("writing and reloading")
-        parts = (evaluator.base, evaluator.pruner, evaluator.preparation, self.tokenizer)
-        return _write(*parts, request, answer, target, how or Writing(), measured)
+        parts = (base, pruner, shape, evaluator.preparation, self.tokenizer)
+        return _write(*parts, request, answer, target, how, measured, zeros)
 
     @cached_property
     def _heldout(self) -> Evaluator:
@@ -90,6 +108,7 @@ class Pinned:
 def _write(
     base: BaseModel,
     pruner: Pruner,
+    shape: Shape,
     preparation: Preparation,
     tokenizer: Any,
     request: Request,
@@ -97,9 +116,8 @@ def _write(
     target: Path,
     how: Writing,
     measured: Measurement | None,
+    zeros: int | None = None,
 ) -> Pruned:
-    space = preparation.space
-    shape = space.shape(space.check_levels(np.array(answer.levels)))
     calibration = preparation.config.calibration.model_dump(mode="json")
     dtype = str(base.model.dtype).removeprefix("torch.")
     card = CheckpointCard(
@@ -111,6 +129,7 @@ def _write(
         calibration={**calibration, "dtype": dtype, "heldout_windows_per_domain": WINDOWS},
         preparation=preparation.digest,
         command=how.command,
+        zeros=zeros,
     )
     checkpoint = write_checkpoint(
         base,
@@ -118,13 +137,13 @@ def _write(
         pruner,
         shape,
         Path(target),
-        how.layout,
+        choose_layout(preparation.space, how.layout),
         card,
         verify=how.verify,
         replace=how.replace,
         max_shard_size=how.shard_size,
     )
-    return Pruned(answer, checkpoint, measured)
+    return Pruned(answer, checkpoint, measured, zeros)
 
 
 def pin(
@@ -174,13 +193,13 @@ def prune(
     config, how = config or EvaluatorConfig(), how or Writing()
     policy = Policy.load(policy_folder)
     itemsize = DTYPES[config.dtype].itemsize
-    if how.layout == "uniform":
+    if choose_layout(policy.space, how.layout) == "uniform":
         answer = answer_uniform(policy, request, itemsize)
     else:
         answer = policy.answer([request], bytes_per_param=itemsize)[0]
     if not answer.feasible:
         raise InfeasibleRequestError(answer.note)
-    if not measure and config.device == "cpu":
+    if not measure and config.device == "cpu" and not policy.space.is_sparse:
         source = _find_model(policy, model)
         opened = open_base_model(source, config.dtype, config.trust_remote_code)
         if opened is not None:
@@ -188,8 +207,9 @@ def prune(
                 torch.set_num_threads(config.threads)
             preparation = find_preparation(policy, source, config, progress)
             pruner = StreamingPruner(opened, preparation)
+            shape = preparation.space.shape(preparation.space.check_levels(np.array(answer.levels)))
             tokenizer = load_tokenizer(source, config.trust_remote_code)
-            return _write(opened.base, pruner, preparation, tokenizer, request, answer, target, how, None)
+            return _write(opened.base, pruner, shape, preparation, tokenizer, request, answer, target, how, None)
     return pin(policy, model, config, progress).write(request, answer, target, how, measure)
 
 

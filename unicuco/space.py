@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from unicuco.errors import InfeasibleRequestError, SpaceError, StrategyError
-from unicuco.levels import SPACES, Level, Site, SpaceConfig, build_sites
+from unicuco.levels import SPACES, Level, Site, SpaceConfig, build_sites, level_params
 from unicuco.models.geometry import Geometry
 from unicuco.projection import Projection
 
@@ -26,15 +26,24 @@ MEASURES: tuple[Measure, ...] = ("params", "macs", "kv")
 
 @dataclass(frozen=True)
 class Shape:
-    """A strategy as the model sees it: KV groups and neurons left in each block (``num_blocks`` integers each)."""
+    """A strategy as the model sees it: KV groups and neurons left in each block (``num_blocks`` integers each).
+
+    Attributes:
+        sparsity: of attention and MLP of each block (``num_blocks`` pairs), where a pruner sets weights to zero.
+    """
 
     groups: tuple[int, ...]
     neurons: tuple[int, ...]
+    sparsity: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Size:
-    """Exact size of one strategy. ``kept`` and ``ratio`` as in docs/protocol: blocks only, and all parameters."""
+    """Exact size of one strategy. ``kept`` and ``ratio`` as in docs/protocol: blocks only, and all parameters.
+
+    Weights that a sparsity pruner sets to zero are not among ``params``, ``kept`` and ``ratio``; but bytes and
+    multiply-adds are those of the dense model, because zeros in dense shapes are no smaller and no faster.
+    """
 
     params: int
     bytes: int
@@ -82,6 +91,11 @@ class SearchSpace:
         """Whether every site is kept or dropped and nothing in between."""
         return self.config.pruner == "depth"
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether strategies set weights to zero in dense shapes."""
+        return self.config.is_sparse
+
     @cached_property
     def deepest(self) -> np.ndarray:
         """The largest sparsity of each site (``num_sites``): 1 where it may be dropped."""
@@ -112,7 +126,7 @@ class SearchSpace:
         block = self.geometry.blocks[site.block]
         groups, neurons = level.groups or 0, level.neurons or 0
         return {
-            "params": block.attention_params(groups) + block.mlp_params(neurons),
+            "params": level_params(self.geometry, site.block, level, self.config.pruner),
             "macs": groups * block.macs_per_group + neurons * block.macs_per_neuron,
             "kv": 2 * groups * block.head_dim,  # numbers cached per token: one key and one value per KV head
         }
@@ -127,7 +141,8 @@ class SearchSpace:
         if smallest > kept:
             raise SpaceError(
                 f"The smallest strategy of this search space keeps {smallest:.3f} of the blocks' parameters: let the "
-                f"search end above that (learner.kept_low is {kept:g}), or choose a space that drops sublayers."
+                f"search end above that (learner.kept_low is {kept:g}), or choose "
+                + ("higher sparsities." if self.is_sparse else "a space that drops sublayers.")
             )
 
     def check(self, x: np.ndarray) -> np.ndarray:
@@ -186,7 +201,7 @@ class SearchSpace:
         return [
             Size(
                 params=p,
-                bytes=p * bytes_per_param,
+                bytes=(self.geometry.params if self.is_sparse else p) * bytes_per_param,
                 kept=(p - self.fixed["params"]) / self.geometry.block_params,
                 ratio=p / self.geometry.params,
                 flops_per_token=2 * m,
@@ -196,9 +211,19 @@ class SearchSpace:
         ]
 
     def shape(self, index: np.ndarray) -> Shape:
-        """The widths that one strategy (``num_sites`` level indices) leaves in each block."""
+        """What one strategy (``num_sites`` level indices) leaves of each block."""
         groups, neurons = self.widths(np.asarray(index)[None])
-        return Shape(tuple(groups[0].tolist()), tuple(neurons[0].tolist()))
+        return Shape(tuple(groups[0].tolist()), tuple(neurons[0].tolist()), self._sparsity(index))
+
+    def _sparsity(self, index: np.ndarray) -> tuple[tuple[float, float], ...]:
+        if not self.is_sparse:
+            return ()
+        shares = [[0.0, 0.0] for _ in self.geometry.blocks]
+        for site, level in zip(self.sites, np.asarray(index).tolist(), strict=True):
+            for place, kind in enumerate(("attention", "mlp")):
+                if site.kind in (kind, "block"):
+                    shares[site.block][place] = site.levels[level].sparsity
+        return tuple((attention, mlp) for attention, mlp in shares)
 
     def widths(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """KV groups and neurons left in each block (``n x num_blocks`` each) by ``n x num_sites`` level indices."""

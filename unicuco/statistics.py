@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,12 +42,12 @@ def collect_statistics(
         for i, window in enumerate(tokens):
             model.get_decoder()(input_ids=window[None], use_cache=False)
             report("reading activations", i + 1, len(tokens))
-    chosen = [i for d in range(len(windows.domains)) for i in _rows_of(windows, d)[:gradient_windows]]
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    with _watching_outputs(blocks, statistics):
-        for n, i in enumerate(chosen):
-            _backward(model, tokens[i][None], generator)
-            report("reading gradients", n + 1, len(chosen))
+    chosen = first_of_each(windows, gradient_windows)
+
+    def accumulate(b: int, kind: str, gradient: Tensor) -> None:
+        _accumulate(statistics[b].metrics, kind, gradient)
+
+    _read_gradients(model, windows, chosen, accumulate, report)
     for found in statistics:
         for kind in ("attention", "mlp"):
             found.grams[kind] /= tokens.numel()
@@ -54,8 +55,42 @@ def collect_statistics(
     return statistics
 
 
-def _rows_of(windows: Windows, domain: int) -> list[int]:
-    return [i for i, d in enumerate(windows.domain) if d == domain]
+def output_gradients(
+    model: Any, windows: Windows, chosen: list[int], report: Callable[[str, int, int], None]
+) -> list[dict[str, Tensor]]:
+    """Per block, g of every token of the ``chosen`` windows at the outputs of ``attention`` and ``mlp``.
+
+    Returns:
+        ``tokens x d`` each, in the model's dtype and the windows' order.
+    """
+    parts: list[dict[str, list[Tensor]]] = [{"attention": [], "mlp": []} for _ in find_blocks(model)]
+
+    def keep(b: int, kind: str, gradient: Tensor) -> None:
+        parts[b][kind].append(gradient.flatten(0, -2))
+
+    _read_gradients(model, windows, chosen, keep, report)
+    return [{kind: torch.cat(rows) for kind, rows in found.items()} for found in parts]
+
+
+def _read_gradients(
+    model: Any,
+    windows: Windows,
+    chosen: list[int],
+    take: Callable[[int, str, Tensor], None],
+    report: Callable[[str, int, int], None],
+) -> None:
+    """Hands ``take`` block, kind and gradient (``1 x tokens x d``) of every output projection, window by window."""
+    tokens = torch.from_numpy(windows.tokens).long().to(next(model.parameters()).device)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    with _watching_outputs(find_blocks(model), take):
+        for n, i in enumerate(chosen):
+            _backward(model, tokens[i][None], generator)
+            report("reading gradients", n + 1, len(chosen))
+
+
+def first_of_each(windows: Windows, count: int) -> list[int]:
+    """Rows of the first ``count`` windows of each domain."""
+    return [i for d in range(len(windows.domains)) for i in np.flatnonzero(windows.domain == d)[:count].tolist()]
 
 
 def _projections(blocks: list[Block]) -> Iterator[tuple[int, str, nn.Linear]]:
@@ -86,14 +121,14 @@ def _watching_inputs(blocks: list[Block], statistics: list[BlockStatistics]) -> 
 
 
 @contextmanager
-def _watching_outputs(blocks: list[Block], statistics: list[BlockStatistics]) -> Iterator[None]:
-    def hook(store: dict[str, Tensor], kind: str) -> Callable[..., None]:
+def _watching_outputs(blocks: list[Block], take: Callable[[int, str, Tensor], None]) -> Iterator[None]:
+    def hook(b: int, kind: str) -> Callable[..., None]:
         def forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            output.register_hook(lambda gradient: _accumulate(store, kind, gradient))
+            output.register_hook(lambda gradient: take(b, kind, gradient))
 
         return forward
 
-    handles = [p.register_forward_hook(hook(statistics[b].metrics, k)) for b, k, p in _projections(blocks)]
+    handles = [p.register_forward_hook(hook(b, k)) for b, k, p in _projections(blocks)]
     try:
         yield
     finally:

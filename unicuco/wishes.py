@@ -88,15 +88,34 @@ def _refuse_unknown(
 
 
 def budget_of(request: Request, space: SearchSpace, bytes_per_param: int) -> float:
-    """The smallest of the request's size bounds, in parameters."""
+    """The smallest of the request's size bounds, in parameters; those set to zero do not count.
+
+    Raises:
+        RequestError: fewer bytes than dense are asked for where zeros are all that pruning makes.
+    """
+    check_bytes(request, space, bytes_per_param)
     geometry = space.geometry
     bounds = [float(geometry.params)]
     if request.params is not None:
         bounds.append(float(request.params))
-    if request.bytes is not None:
+    if request.bytes is not None and not space.is_sparse:
         bounds.append(request.bytes // bytes_per_param)
     if request.ratio is not None:
         bounds.append(request.ratio * geometry.params)
     if request.kept is not None:
         bounds.append(request.kept * geometry.block_params + space.fixed["params"])
     return math.floor(min(bounds) + 1e-6)
+
+
+def check_bytes(request: Request, space: SearchSpace, bytes_per_param: int) -> None:
+    """Refuses a bound on bytes that zeros in dense shapes cannot meet.
+
+    Raises:
+        RequestError: it says what can be bounded instead.
+    """
+    dense = space.geometry.params * bytes_per_param
+    if space.is_sparse and request.bytes is not None and request.bytes < dense:
+        raise RequestError(
+            f"This policy's pruner ({space.config.pruner}) sets weights to zero in dense shapes, which makes no file "
+            f"smaller than {dense:,} bytes: bound 'kept', 'ratio' or 'params', the weights that are left."
+        )

@@ -48,7 +48,7 @@ class Offered:
         """Raises ProblemError (422) naming the first request, by its place in the call, that it cannot read."""
         for place, request in requests.items():
             try:
-                self.policy.check_request(request)
+                self.policy.check_request(request, self.bytes_per_param)
             except RequestError as error:
                 where = [{"where": place, "what": str(error)}]
                 raise ProblemError(422, "unknown_objective", str(error), errors=where) from error

@@ -80,6 +80,22 @@ def test_every_option_has_its_place() -> None:
             fields = getattr(fields[key].annotation, "model_fields", {})
 
 
+def test_a_sparsity_pruner_is_a_space_that_reaches_further(tmp_path: Path) -> None:
+    from cluster.training import TrainConfig
+
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"preparation": {"space": {"sparsities": [0, 0.5, 0.9]}}}))
+    given = {"model": "m", "run": "r", "pruner": "sparsegpt"}
+    config = TrainConfig.model_validate(config_values(given))
+    assert config.preparation.space.pruner == "sparsegpt" and len(config.preparation.space.sparsities) > 10
+    assert config.learner.kept_low == 0.2
+    again = TrainConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config
+    finer = TrainConfig.model_validate(config_values(given | {"config": file}) | {"learner": {"kept_low": 0.4}})
+    assert finer.preparation.space.sparsities == (0, 0.5, 0.9) and finer.learner.kept_low == 0.4
+    assert TrainConfig(model="m", run="r").learner.kept_low == 0.4
+
+
 def test_each_evaluator_is_told_its_devices() -> None:
     from actors.placement import PoolPlan
     from cluster.training import placed
@@ -101,6 +117,8 @@ def test_each_evaluator_is_told_its_devices() -> None:
         (["smollm2", "--run", "RUN", "--evaluator-gpus", "1.5"], "pool.gpus: an evaluator gets a share of one GPU"),
         (["smollm2", "--run", "RUN", "--space", "depth"], "choose mixed, width, sublayers or blocks"),
         (["smollm2", "--run", "RUN", "--space", "blocks", "--multiple", "128"], "--multiple is for MLPs that become"),
+        (["smollm2", "--run", "RUN", "--pruner", "width"], "--pruner is wanda, sparsegpt or sparsellm"),
+        (["smollm2", "--run", "RUN", "--pruner", "wanda", "--space", "width"], "give one of them"),
         (["smollm2", "--run", "RUN", "--config", "/nowhere.json"], "cannot be read as JSON"),
         (["/nowhere/model", "--run", "RUN"], "No folder at /nowhere/model"),
         (["--resume", "RUN"], "holds no run"),

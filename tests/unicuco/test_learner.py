@@ -17,11 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.unicuco.synthetic import FAST_NET, KnownDamage, make_learner, make_space, search
 from unicuco.allocation import allocate
+from unicuco.baselines.uniform import LADDER, uniform
 from unicuco.errors import DiskFullError, SpaceError
 from unicuco.evaluations import Candidate, EvaluationLog
 from unicuco.learner import Learner, LearnerConfig
-from unicuco.proposals import LADDER, budgets_of, uniform
 from unicuco.request import Request
+from unicuco.space import budgets_of
 from unicuco.surrogate import SurrogateConfig
 
 SPACE = make_space(4)

@@ -96,3 +96,34 @@ def test_a_search_below_the_smallest_strategy_is_refused() -> None:
     space.check_reach(0.4)
     with pytest.raises(SpaceError, match=f"keeps {smallest:.3f} of the blocks' parameters.*kept_low is 0.2"):
         space.check_reach(0.2)
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"pruner": "width", "sparsities": (0, 0.5)}, "levels of the pruners wanda, sparsegpt, sparsellm"),
+        ({"pruner": "wanda", "drop": True}, "drops nothing"),
+        ({"pruner": "wanda", "sparsities": (0.2, 0.5)}, "begin with 0"),
+        ({"pruner": "wanda", "sparsities": (0, 0.5, 0.4)}, "rise to below 1"),
+        ({"pruner": "wanda", "sparsities": (0, 1)}, "rise to below 1"),
+        ({"pruner": "sparsegpt", "sparsities": (0,)}, "2 to 250"),
+    ],
+)
+def test_sparsities_that_make_no_sense_are_refused(values: dict[str, object], what: str) -> None:
+    with pytest.raises(ValidationError, match=what):
+        SpaceConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("sites", ["sublayer", "block"])
+def test_a_sparsity_pruner_leaves_every_shape_and_sets_weights_to_zero(sites: str) -> None:
+    config = SpaceConfig.model_validate({"pruner": "wanda", "sites": sites, "sparsities": (0, 0.5, 0.8)})
+    assert SpaceConfig.model_validate(config.model_dump(mode="json")) == config
+    space = SearchSpace(geometry(blocks=2), config)
+    assert space.num_sites == (4 if sites == "sublayer" else 2) and not space.is_binary
+    levels = np.arange(space.num_sites) % 3
+    shape, dense = space.shape(levels), space.shape(np.zeros_like(levels))
+    assert (shape.groups, shape.neurons) == (dense.groups, dense.neurons)
+    expected = ((0, 0.5), (0.8, 0)) if sites == "sublayer" else ((0, 0), (0.5, 0.5))
+    assert shape.sparsity == expected
+    # Norms stay, so a site loses a little less than its matrices do.
+    assert all(0.45 < site.sparsity[1] <= 0.5 and 0.75 < site.sparsity[2] <= 0.81 for site in space.sites)

@@ -38,8 +38,16 @@ def middle(evaluator: Evaluator) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("family", "space"),
-    [("llama", {}), ("qwen3", {}), ("gpt2", {}), ("llama", {"sites": "block"}), ("llama", {"pruner": "depth"})],
-    ids=["llama", "qwen3", "biases", "blocks", "depth"],
+    [
+        ("llama", {}),
+        ("qwen3", {}),
+        ("gpt2", {}),
+        ("llama", {"sites": "block"}),
+        ("llama", {"pruner": "depth"}),
+        ("llama", {"pruner": "wanda", "sparsities": (0, 0.3, 0.6, 0.8)}),
+        ("qwen3", {"pruner": "sparsegpt", "sparsities": (0, 0.3, 0.6), "sites": "block"}),
+    ],
+    ids=["llama", "qwen3", "biases", "blocks", "depth", "wanda", "sparsegpt"],
 )
 def test_they_are_the_derivative_of_kl_towards_every_level(family: str, space: dict, open_evaluator: Open) -> None:
     evaluator = open_evaluator(family, **space)
@@ -63,14 +71,24 @@ def test_they_are_the_derivative_of_kl_towards_every_level(family: str, space: d
 
 
 def kl_between(evaluator: Evaluator, levels: np.ndarray, other: np.ndarray, share: float) -> float:
-    """KL with every output projection ``share`` of the way from one strategy's to the other's."""
+    """KL with every output projection ``share`` of the way from one strategy's to the other's; sparse: every matrix."""
     space, pruner = evaluator.space, evaluator.pruner
+    if space.is_sparse:
+        return kl_between_sparse(evaluator, levels, other, share)
     start, end = (_at_full_width(pruner, space, space.shape(index)) for index in (levels, other))
     for one, two in zip(start, end, strict=True):
         for kind, output in OUTPUTS.items():
             mine, theirs = getattr(one, kind), getattr(two, kind)
             for name in {f"{output}.weight", f"{output}.bias"} & set(mine):
                 mine[name] = mine[name] + share * (theirs[name] - mine[name])
+    return evaluator.measure_blocks(start).kl
+
+
+def kl_between_sparse(evaluator: Evaluator, levels: np.ndarray, other: np.ndarray, share: float) -> float:
+    start, end = (pruned_blocks(evaluator.pruner, evaluator.space.shape(index)) for index in (levels, other))
+    for one, two in zip(start, end, strict=True):
+        for mine, theirs in ((one.attention, two.attention), (one.mlp, two.mlp)):
+            mine |= {name: mine[name] + share * (theirs[name] - mine[name]) for name in mine}
     return evaluator.measure_blocks(start).kl
 
 

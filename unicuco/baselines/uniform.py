@@ -8,6 +8,13 @@ from unicuco.space import SearchSpace, budgets_of
 
 LADDER = (0.9, 0.8, 0.7, 0.6, 0.5)
 """The sizes that every table prints (docs/protocol.md)."""
+SPARSE_LADDER = (0.7, 0.6, 0.5, 0.4, 0.3)
+"""The same for sparsity pruners, which begin to tell where width pruning ends."""
+
+
+def ladder(space: SearchSpace) -> tuple[float, ...]:
+    """The sizes that are looked at in ``space``."""
+    return SPARSE_LADDER if space.is_sparse else LADDER
 
 
 def uniform(space: SearchSpace, kept: float, mlp_only: bool) -> np.ndarray:

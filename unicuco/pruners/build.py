@@ -6,6 +6,7 @@ from unicuco.models.load import BaseModel
 from unicuco.preparation import Preparation
 from unicuco.pruners.base import Pruner
 from unicuco.pruners.depth import DepthPruner
+from unicuco.pruners.leveled import LevelPruner
 from unicuco.pruners.width import WidthPruner
 
 
@@ -18,4 +19,6 @@ def build_pruner(base: BaseModel, preparation: Preparation) -> Pruner:
     preparation.check_model(base.source.digest, base.source.spec)
     if preparation.config.space.pruner == "depth":
         return DepthPruner(base)
+    if preparation.config.space.is_sparse:
+        return LevelPruner(base, preparation)
     return WidthPruner(base, preparation)

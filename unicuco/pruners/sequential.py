@@ -56,6 +56,7 @@ def prune_in_place(
     sparsity: Sequence[tuple[float, float]],
     pattern: Pattern | None = None,
     report: Report = lambda what, done, total: None,
+    dense_inputs: bool = False,
 ) -> list[Trace | None]:
     """Prunes the linear matrices of all blocks of ``model``, in place.
 
@@ -63,6 +64,7 @@ def prune_in_place(
         windows: calibration; a float32 model, since statistics are sums of many squares.
         sparsity: of each block's attention and MLP matrices (``num_blocks`` pairs).
         pattern: N:M in every matrix, in the place of ``sparsity`` where that is not 0.
+        dense_inputs: each block on what the dense blocks before it pass on, as the level database is built.
 
     Returns:
         SparseLLM's trace of each block; else ``None`` for each.
@@ -80,10 +82,10 @@ def prune_in_place(
     traces = []
     for b, (block, call, shares) in enumerate(zip(blocks, calls, sparsity, strict=True)):
         report(f"pruning by {method}", b, len(blocks))
-        gathered = gather(block, hidden, call, method)
+        gathered = gather(block, hidden, call, method, keep=dense_inputs)
         traces.append(_prune(block, method, gathered, shares, pattern))
         del gathered
-        if b + 1 < len(blocks):
+        if b + 1 < len(blocks) and not dense_inputs:
             run(block, hidden, call, keep=True)
     report(f"pruning by {method}", len(blocks), len(blocks))
     return traces
@@ -121,14 +123,24 @@ def _check(
         raise StrategyError(f"'{method}' is no sparsity pruner; use {', '.join(METHODS)}.")
     if len(sparsity) != len(blocks) or not all(0 <= share < 1 for pair in sparsity for share in pair):
         raise StrategyError(f"Give a sparsity from 0 to below 1 for attention and MLP of each of {len(blocks)} blocks.")
+    check_prunable(blocks, method)
     for block in blocks:
         if method == "sparsellm" and not hasattr(block.mlp, "gate_proj"):
             raise ModelError("SparseLLM is built for gated FFNs; this model's have no gate.")
         for name, matrix in matrices(block).items():
             if pattern and matrix.in_features % pattern.m:
                 raise StrategyError(f"{name} reads {matrix.in_features} inputs, which {pattern} does not divide.")
-            if method == "sparsellm" and matrix.bias is not None and name in READERS[2] + READERS[3]:
-                raise ModelError("SparseLLM is built for gated FFNs without biases; this model's have some.")
+
+
+def check_prunable(blocks: list[Block], method: Method) -> None:
+    """Refuses blocks that ``method`` is not built for.
+
+    Raises:
+        ModelError: it says why.
+    """
+    for block in blocks if method == "sparsellm" else ():
+        if any(matrix.bias is not None for name, matrix in matrices(block).items() if name in READERS[2] + READERS[3]):
+            raise ModelError("SparseLLM is built for gated FFNs without biases; this model's have some.")
 
 
 def enter(model: Any, blocks: list[Block], windows: Windows) -> tuple[Tensor, list[dict[str, Any]]]:

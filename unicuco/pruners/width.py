@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +11,8 @@ from unicuco.models.load import BaseModel
 from unicuco.models.sites import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, Block, find_blocks
 from unicuco.preparation import Preparation
 from unicuco.pruners.base import PrunedBlock
+from unicuco.pruners.cache import CACHE_BYTES, TensorCache
 from unicuco.pruners.slices import compensated, unit_columns
-
-CACHE_BYTES = 2 << 30
 
 
 class WidthPruner:
@@ -34,8 +31,7 @@ class WidthPruner:
         self._geometry = base.geometry
         self._factors = preparation.factors
         self._blocks = find_blocks(base.model)
-        self._cache: OrderedDict[tuple[str, int, int], Tensor] = OrderedDict()
-        self._cache_bytes, self._cached = cache_bytes, 0
+        self._cache = TensorCache(cache_bytes)
         if base.ordered_by not in (None, preparation.digest):
             raise PreparationError("This model's units are in another preparation's order; load the base model anew.")
         for b, block in enumerate(self._blocks if base.ordered_by is None else ()):
@@ -63,19 +59,12 @@ class WidthPruner:
     def _solved(self, kind: str, block: int, kept: int, weight: Tensor) -> Tensor:
         if kept == weight.shape[1]:
             return weight
-        key = (kind, block, kept)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+        return self._cache.get((kind, block, kept), lambda: self._solve(kind, block, kept, weight))
+
+    @torch.no_grad()
+    def _solve(self, kind: str, block: int, kept: int, weight: Tensor) -> Tensor:
         factor = self._factors[f"{kind}.{block}"].to(weight.device)
-        with torch.no_grad():
-            solved = compensated(factor, weight.float(), kept).to(weight.dtype).contiguous()
-        self._cache[key] = solved
-        self._cached += solved.numel() * solved.element_size()
-        while self._cached > self._cache_bytes and len(self._cache) > 1:
-            _, old = self._cache.popitem(last=False)
-            self._cached -= old.numel() * old.element_size()
-        return solved
+        return compensated(factor, weight.float(), kept).to(weight.dtype).contiguous()
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -27,6 +27,9 @@ def draw_strategies(run: Run) -> Picture:
     if not known:
         return Picture(name, title, "No answer of the policy has been measured on held-out windows yet.")
     points = [point for point, _ in known]
+    if run.space.is_sparse:
+        left = 1 - np.array([shape.sparsity for _, shape in known])  # sizes x blocks x (attention, mlp)
+        return _draw_sparsities(points, left, run.space.config.pruner, name, title)
     groups = np.array([shape.groups for _, shape in known])
     neurons = np.array([shape.neurons for _, shape in known])
     blocks = run.space.geometry.blocks
@@ -43,6 +46,27 @@ def draw_strategies(run: Run) -> Picture:
         "parameters."
     )
     return Picture(name, title, caption, _alt(points, groups, neurons), figure)
+
+
+def _draw_sparsities(points: list[HeldOut], left: np.ndarray, pruner: str, name: str, title: str) -> Picture:
+    """The same where weights become zero. ``left``: share of the weights kept, ``sizes x blocks x 2``."""
+    count = left.shape[1]
+    figure = new_figure(min(5.5 + 0.25 * count, 16.0), 2 * (0.36 * len(points) + 1.35))
+    top, bottom = figure.subplots(2, 1)
+    for axes, values, what in ((top, left[..., 0], "attention"), (bottom, left[..., 1], "MLP")):
+        _heat_map(figure, axes, values, np.ones(count), points, f"{what}: share of the weights kept", numbers=False)
+    bottom.set_xlabel("block, first to last")
+    caption = (
+        f"Dark is pruned, light is kept: the share of the weights that {pruner} does not set to zero. Read a row to "
+        "see one strategy, a column to see which blocks the model cannot do without. kept is the share of the blocks' "
+        "parameters; shapes stay dense, so zeros make nothing smaller or faster by themselves."
+    )
+    lines = [
+        f"kept {point.kept:.2f}: attentions keep {own[:, 0].min():.2f} to {own[:, 0].max():.2f} of their weights, "
+        f"MLPs {own[:, 1].min():.2f} to {own[:, 1].max():.2f}"
+        for point, own in zip(points, left, strict=True)
+    ]
+    return Picture(name, title, caption, f"Heat maps over {count} blocks. " + "; ".join(lines) + ".", figure)
 
 
 def _heat_map(
