@@ -10,6 +10,7 @@ on its weights. (Ours; measured in docs/decisions.md.)
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from unicuco.errors import UniCuCoError
 from unicuco.models.geometry import Geometry
-from unicuco.request import explain_validation
+from unicuco.request import TABLE_NAME, explain_validation
 from unicuco.space import SearchSpace, Shape
 from unicuco.storage import content_hash, write_json
 
@@ -194,6 +195,24 @@ class LatencyTable(Config):
     def save(self, path: Path) -> None:
         """Writes the table with its digest, atomically."""
         write_json(path, {**self.model_dump(mode="json"), "digest": self.digest})
+
+
+def read_tables(folder: Path) -> dict[str, LatencyTable]:
+    """The tables, by name, of a policy folder and of the run that holds it: ``latency/NAME.json``.
+
+    Raises:
+        LatencyError: one is damaged, or its name cannot be asked for.
+    """
+    folder = Path(folder)
+    places = [folder, folder / "policy"]  # a run's, and those of the policy in it
+    if (folder.parent / "run.json").is_file():
+        places = [folder.parent, folder]
+    found = {}
+    for path in sorted(path for place in places for path in (place / FOLDER).glob("*.json")):
+        if not re.fullmatch(TABLE_NAME, path.stem):
+            raise LatencyError(f"{path}: a latency table's name is of lower-case letters, digits, '.', '_' and '-'.")
+        found[path.stem] = load_table(path)
+    return found
 
 
 def load_table(path: Path) -> LatencyTable:

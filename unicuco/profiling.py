@@ -2,8 +2,9 @@
 
 Layers run alone, one after another as in the model, on the inputs that the model itself gives them. In one pass every
 block has another width of its attention or of its MLP, so a pass costs less than a forward, and what is measured finds
-its weights in memory and not in the cache, as in the model. Then some whole pruned models are measured in turns, which
-the table did not see: their error is part of the table.
+its weights in memory and not in the cache, as in the model. That says what widths cost relative to each other. What
+short runs are spared and whole models are not (calls between layers, caches that others use) comes as one factor from a
+few whole pruned models; others, measured in turns with them, judge the table, and their error is part of it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ SAMPLES = 14
 """Of every width, at least."""
 ROUNDS = 7
 """In which whole models are measured in turns; the least counts."""
-CHECKED = (0.95, 0.8, 0.65, 0.5)
-"""Kept shares of the whole strategies that judge the table."""
+ANCHORED, CHECKED = (1.0, 0.7, 0.45), (0.95, 0.8, 0.65, 0.5)
+"""Kept shares of the whole strategies that set the table's level, and of those that judge it."""
 MOST_WIDTHS = 32
 """MLP widths measured of a block; those between are interpolated."""
 
@@ -109,7 +110,7 @@ def profile(
             times_of=layers.times_of,
             surroundings=_surroundings(config),
         )
-        return table.model_copy(update={"checks": tuple(_checks(base, table, neuron_multiple, report))})
+        return _settled(base, table, neuron_multiple, report)
 
 
 def _threads(config: LatencyConfig) -> int | None:
@@ -197,9 +198,7 @@ class _Layers:
         for block in range(len(self._layers)):
             kind, width = left.get(block, ("none", 0))
             pruned.append(
-                self._slices.pruned_block(
-                    block, width if kind == "attention" else 0, width if kind == "mlp" else 0
-                )
+                self._slices.pruned_block(block, width if kind == "attention" else 0, width if kind == "mlp" else 0)
             )
         self._switch.apply(pruned)
         cache = DynamicCache(config=self._base.model.config)
@@ -245,7 +244,8 @@ def _jobs(groups: int, neurons: int, multiple: int) -> list[Job]:
 
 def _block_times(samples: dict[Job, list[float]]) -> BlockTimes:
     """A layer without both sublayers still costs something; each sublayer bears half of it."""
-    least = {job: min(times) for job, times in samples.items()}
+    # The lower quartile: neither what was disturbed, nor what by luck found its weights in a cache.
+    least = {job: float(np.quantile(times, 0.25)) for job, times in samples.items()}
     shell = least[("none", 0)] / 2
 
     def times(kind: Kind) -> SublayerTimes:
@@ -276,17 +276,41 @@ def spread_strategies(space: SearchSpace, kept: np.ndarray, seed: int = 0) -> np
     return space.project(rng.uniform(0, 1, (len(kept), space.num_sites)), {"params": budgets})
 
 
-def _checks(base: BaseModel, table: LatencyTable, neuron_multiple: int, report: Progress) -> Iterator[Check]:
+def _settled(base: BaseModel, table: LatencyTable, neuron_multiple: int, report: Progress) -> LatencyTable:
+    """``table`` at the level of whole models, with its checks."""
     space = SearchSpace(base.geometry, SpaceConfig(neuron_multiple=neuron_multiple))
-    levels = spread_strategies(space, np.array(CHECKED))
+    levels = spread_strategies(space, np.array(ANCHORED + CHECKED))
+    levels[0] = 0
     shapes = [space.shape(row) for row in levels]
-    keep = [i for i, shape in enumerate(shapes) if any(shape.groups)]
+    usable = [i for i, shape in enumerate(shapes) if any(shape.groups)]
     workload, slices = Workload(table.config, base.geometry.vocab_size), Slices(base)
-    runs = [workload.on(pruned_model(base, slices, shapes[i])) for i in keep]
-    report("checking whole models", 0, 1)
-    for i, measured in zip(keep, interleaved(runs, ROUNDS), strict=True):
-        yield Check(kept=float(space.kept(levels[i])), predicted_ms=table.predict(shapes[i]), measured_ms=measured)
-    report("checking whole models", 1, 1)
+    report("measuring whole models", 0, 1)
+    runs = [workload.on(pruned_model(base, slices, shapes[i])) for i in usable]
+    measured = dict(zip(usable, interleaved(runs, ROUNDS), strict=True))
+    anchors = [i for i in usable if i < len(ANCHORED)]
+    layers = np.array([table.predict(shapes[i]) for i in anchors]) - table.fixed_ms
+    factor = float(layers @ (np.array([measured[i] for i in anchors]) - table.fixed_ms) / (layers @ layers))
+    factor = min(max(factor, 0.5), 2.0)  # beyond that the machine was disturbed, and the checks will say so
+    table = table.model_copy(
+        update={
+            "blocks": tuple(_scaled(own, factor) for own in table.blocks),
+            "surroundings": {**table.surroundings, "factor": factor},
+        }
+    )
+    checks = [
+        Check(kept=float(space.kept(levels[i])), predicted_ms=table.predict(shapes[i]), measured_ms=measured[i])
+        for i in usable
+        if i >= len(ANCHORED)
+    ]
+    report("measuring whole models", 1, 1)
+    return table.model_copy(update={"checks": tuple(checks)})
+
+
+def _scaled(times: BlockTimes, factor: float) -> BlockTimes:
+    def scaled(own: SublayerTimes) -> SublayerTimes:
+        return own.model_copy(update={"ms": tuple(factor * ms for ms in own.ms)})
+
+    return BlockTimes(attention=scaled(times.attention), mlp=scaled(times.mlp))
 
 
 def _surroundings(config: LatencyConfig) -> dict[str, Any]:

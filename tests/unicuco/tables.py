@@ -31,6 +31,9 @@ def made_up_table(geometry: Geometry, attention: float = 1.0, mlp: float = 0.5, 
         fixed_ms=0.7,
         blocks=blocks,
         times_of=tuple(range(len(blocks))),
-        checks=(Check(kept=0.9, predicted_ms=9.8, measured_ms=10.0), Check(kept=0.6, predicted_ms=6.3, measured_ms=6.0)),
+        checks=(
+            Check(kept=0.9, predicted_ms=9.8, measured_ms=10.0),
+            Check(kept=0.6, predicted_ms=6.3, measured_ms=6.0),
+        ),
         surroundings={"torch": "0"},
     )
