@@ -10,7 +10,7 @@ from typing import cast
 from pydantic import ValidationError
 from rich.console import Console
 
-from cluster.answering import describe, interval, is_address, open_service
+from cluster.answering import describe, interval, is_address, milliseconds, open_service, with_tables
 from cluster.progress import stages
 from unicuco.checkpoint import LAYOUTS, Layout
 from unicuco.errors import CheckpointError, RequestError
@@ -29,6 +29,7 @@ def run_prune(
     measure: bool,
     replace: bool,
     trust_remote_code: bool,
+    latency: str | None = None,
 ) -> None:
     """Writes the checkpoint and prints what was promised, measured and verified.
 
@@ -39,7 +40,7 @@ def run_prune(
         raise CheckpointError(f"'{layout}' is no layout; use {' or '.join(LAYOUTS)}.")
     if output.exists() and not replace:
         raise CheckpointError(f"{output} exists already; choose another folder or say --replace.")
-    request = make_request(asked)
+    (request,), tables = with_tables([make_request(asked)], latency, policy)
     if is_address(policy):
         if model or trust_remote_code or replace or not measure:
             raise RequestError("A service decides by itself on --model, --measure, --replace and --trust-remote-code.")
@@ -70,6 +71,7 @@ def run_prune(
             replace,
             command,
             report,
+            tables,
         )
     answer, size = done.answer, done.checkpoint.size
     lines = [
@@ -82,6 +84,11 @@ def run_prune(
     if done.measured:
         m = done.measured
         lines.append(f"measured    KL {m.kl:.3f}, perplexity {m.perplexity:.2f} on {m.tokens:,} fresh tokens")
+    if answer.latency_ms is not None:
+        found = "not measured: another device or dtype than the table's, or --no-measure"
+        if done.latency_ms is not None:
+            found = f"measured {done.latency_ms:.4g} ms"
+        lines.append(f"latency     {milliseconds(answer)} ms predicted (table '{answer.latency_table}'), {found}")
     if done.checkpoint.verification:
         lines.append(
             f"reloaded    in a fresh process, logits agree ({done.checkpoint.seconds:.0f} s to write and check)"
@@ -117,6 +124,9 @@ def _fetch(address: str, request: Request, output: Path, layout: str) -> None:
     ]
     if "kl_heldout" in measured:
         lines.append(f"measured    KL {measured['kl_heldout']:.3f} on {measured['tokens_heldout']:,} fresh tokens")
+    if answer.latency_ms is not None:
+        found = f", {measured['latency_ms']:.4g} ms measured" if "latency_ms" in measured else ""
+        lines.append(f"latency     {milliseconds(answer)} ms predicted{found}")
     lines.append(f"checkpoint  {output} ({layout}, {order.id} of {service.url})")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

@@ -120,7 +120,7 @@ class LatencyTable(Config):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     config: LatencyConfig
     model: dict[str, str]
     """``spec`` and ``digest`` of the base model that was measured."""
@@ -172,8 +172,8 @@ class LatencyTable(Config):
         """
         if self.geometry != space.geometry:
             raise LatencyError(
-                f"The latency table was measured on {self.model.get('spec', 'another base model')}, whose blocks differ "
-                "from those of this policy's base model; make one by 'unicuco profile'."
+                f"The latency table was measured on {self.model.get('spec', 'another base model')}, whose blocks "
+                "differ from those of this policy's base model; make one by 'unicuco profile'."
             )
 
     def nanoseconds(self, space: SearchSpace) -> tuple[np.ndarray, int]:
@@ -183,7 +183,7 @@ class LatencyTable(Config):
             LatencyError: the space is of another base model.
         """
         self.check_space(space)
-        found = np.zeros(space.levels.shape, dtype=np.int64)
+        found: np.ndarray = np.zeros(space.levels.shape, dtype=np.int64)
         for i, site in enumerate(space.sites):
             times = self.blocks[self.times_of[site.block]]
             for j in range(found.shape[1]):
@@ -203,16 +203,25 @@ def read_tables(folder: Path) -> dict[str, LatencyTable]:
     Raises:
         LatencyError: one is damaged, or its name cannot be asked for.
     """
-    folder = Path(folder)
-    places = [folder, folder / "policy"]  # a run's, and those of the policy in it
-    if (folder.parent / "run.json").is_file():
-        places = [folder.parent, folder]
     found = {}
-    for path in sorted(path for place in places for path in (place / FOLDER).glob("*.json")):
+    for path in _table_files(folder):
         if not re.fullmatch(TABLE_NAME, path.stem):
             raise LatencyError(f"{path}: a latency table's name is of lower-case letters, digits, '.', '_' and '-'.")
         found[path.stem] = load_table(path)
     return found
+
+
+def tables_signature(folder: Path) -> str:
+    """Changes whenever a table of ``read_tables`` comes, goes or is written anew."""
+    return content_hash([[str(path), path.stat().st_mtime_ns] for path in _table_files(folder)])[:16]
+
+
+def _table_files(folder: Path) -> list[Path]:
+    folder = Path(folder)
+    places = [folder, folder / "policy"]  # a run's, and those of the policy in it
+    if (folder.parent / "run.json").is_file():
+        places = [folder.parent, folder]
+    return sorted(path for place in places for path in (place / FOLDER).glob("*.json"))
 
 
 def load_table(path: Path) -> LatencyTable:

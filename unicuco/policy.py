@@ -70,7 +70,8 @@ class Policy:
         Args:
             bytes_per_param: of the checkpoints that the answers would become: 2 for bfloat16, 4 for float32.
 
-        Every feasible answer is within all size bounds, and within its bound on latency as its table sums it. A request that no strategy can meet comes back with
+        Every feasible answer is within all size bounds, and within its bound on latency as its
+        table sums it. A request that no strategy can meet comes back with
         ``feasible`` false and the nearest strategy there is.
 
         Raises:
@@ -105,6 +106,14 @@ class Policy:
             compose(request, wish, prospect, origin, asked, budget, floor, self.scale.kept_low)
             for request, wish, prospect, origin, asked, budget in chosen
         ]
+
+    def with_table(self, name: str, table: LatencyTable) -> Policy:
+        """The same policy with one more latency table, or with another one of that name.
+
+        Raises:
+            LatencyError: it is of another base model.
+        """
+        return Policy(self.parts, {**self.timed.tables, name: table})
 
     def check_request(self, request: Request) -> None:
         """Raises RequestError where a request names something that this policy does not have."""

@@ -31,12 +31,18 @@ from unicuco.models.swap import SwitchableModel
 from unicuco.preparation import Progress
 from unicuco.pruners.base import PrunedBlock
 from unicuco.space import SearchSpace, SpaceConfig, budgets_of
-from unicuco.timing import Workload, check_family, interleaved, pruned_model, torch_threads
+from unicuco.timing import (
+    ROUNDS,
+    Workload,
+    check_family,
+    device_name,
+    interleaved,
+    pruned_model,
+    torch_threads,
+)
 
 SAMPLES = 14
 """Of every width, at least."""
-ROUNDS = 7
-"""In which whole models are measured in turns; the least counts."""
 ANCHORED, CHECKED = (1.0, 0.7, 0.45), (0.95, 0.8, 0.65, 0.5)
 """Kept shares of the whole strategies that set the table's level, and of those that judge it."""
 MOST_WIDTHS = 32
@@ -320,20 +326,10 @@ def _surroundings(config: LatencyConfig) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "processor": _processor(),
+        "device": device_name(config),
         "cpus": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-    if config.device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(config.device)
-    else:
+    if config.device == "cpu":
         found["threads"] = torch.get_num_threads()
     return found
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

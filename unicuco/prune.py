@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,14 @@ from unicuco.checkpoint import CheckpointCard, CheckpointReport, Layout, write_c
 from unicuco.errors import InfeasibleRequestError, PolicyError
 from unicuco.evaluator import Evaluator, EvaluatorConfig, Measurement
 from unicuco.heldout import WINDOWS, open_heldout
+from unicuco.latency import LatencyTable
 from unicuco.models.load import DTYPES, load_base_model, load_tokenizer
 from unicuco.models.source import ModelSource, find_model
 from unicuco.policy import Policy
 from unicuco.preparation import Preparation, PreparationConfig, Progress, prepare
 from unicuco.request import Answer, Request
 from unicuco.storage import cache_dir
+from unicuco.timing import measure_latency
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Pruned:
     answer: Answer
     checkpoint: CheckpointReport
     measured: Measurement | None
+    latency_ms: float | None = None
+    """Measured on the pruned model; ``None``: no latency table, or one of another device or dtype."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ class Pinned:
         replace: bool = False,
         command: str | None = None,
         stage: Callable[[str], None] = lambda name: None,
+        table: LatencyTable | None = None,
     ) -> Pruned:
         """Writes ``answer`` as a checkpoint at ``target``.
 
         Args:
             measure: measure KL and perplexity on held-out windows, for the model card.
             stage: told what begins; what it raises ends the work, and nothing is left behind.
+            table: by which ``answer`` promises its latency: measured too, where this is the table's device.
 
         Raises:
             StrategyError: levels that this space does not have; others: see ``write_checkpoint``.
@@ -66,15 +72,28 @@ class Pinned:
         if measure:
             stage("measuring on fresh text")
             measured = self._heldout.measure(shape)
+        latency_ms = None
+        if measure and table is not None:
+            stage("measuring latency")
+            latency_ms = measure_latency(evaluator.base, evaluator.pruner, shape, table)
+        times = {} if latency_ms is None else {"latency_ms": latency_ms}
+        promised = {} if answer.latency_ms is None else {"latency_ms": answer.latency_ms}
+        workload = {} if table is None else {"latency": table.config.describe(), "latency_table": table.digest}
         preparation = evaluator.preparation
         calibration = preparation.config.calibration.model_dump(mode="json")
         card = CheckpointCard(
             request=request.model_dump(mode="json", exclude_none=True, exclude={"id"}),
             strategy=tuple(answer.strategy),
-            measured={} if measured is None else _figures(measured),
+            measured=({} if measured is None else _figures(measured)) | times,
             predicted={"kl": answer.kl, "kl_low": answer.kl_low, "kl_high": answer.kl_high}
-            | {f"kl_{name}": promise.kl for name, promise in answer.domains.items()},
-            calibration={**calibration, "dtype": evaluator.config.dtype, "heldout_windows_per_domain": WINDOWS},
+            | {f"kl_{name}": promise.kl for name, promise in answer.domains.items()}
+            | promised,
+            calibration={
+                **calibration,
+                **workload,
+                "dtype": evaluator.config.dtype,
+                "heldout_windows_per_domain": WINDOWS,
+            },
             preparation=preparation.digest,
             command=command,
         )
@@ -82,7 +101,7 @@ class Pinned:
         checkpoint = write_checkpoint(
             evaluator.base, self.tokenizer, evaluator.pruner, shape, Path(target), layout, card, replace=replace
         )
-        return Pruned(answer, checkpoint, measured)
+        return Pruned(answer, checkpoint, measured, latency_ms)
 
     @cached_property
     def _heldout(self) -> Evaluator:
@@ -120,6 +139,7 @@ def prune(
     replace: bool = False,
     command: str | None = None,
     progress: Progress | None = None,
+    tables: Mapping[str, LatencyTable] | None = None,
 ) -> Pruned:
     """Answers ``request`` and writes the answer as a checkpoint at ``target``.
 
@@ -127,17 +147,22 @@ def prune(
         model: where the base model lies, when not where it was trained; its content must be the same.
         config: dtype, device, and whether the base model's own code may run; the checkpoint is stored in this dtype.
         measure: measure KL and perplexity on held-out windows, for the model card.
+        tables: latency tables beside those of the policy's folder, by name.
 
     Raises:
         InfeasibleRequestError: with what is feasible; nothing is written. Other ``UniCuCoError``: what is wrong.
     """
     config = config or EvaluatorConfig()
     policy = Policy.load(policy_folder)
+    for name, table in (tables or {}).items():
+        policy = policy.with_table(name, table)
     answer = policy.answer([request], bytes_per_param=DTYPES[config.dtype].itemsize)[0]
     if not answer.feasible:
         raise InfeasibleRequestError(answer.note)
     pinned = pin(policy, model, config, progress)
-    return pinned.write(request, answer, target, layout, measure, replace, command)
+    chosen = policy.timed.choose(request)
+    table = None if chosen is None else chosen.table
+    return pinned.write(request, answer, target, layout, measure, replace, command, table=table)
 
 
 def find_preparation(

@@ -22,7 +22,7 @@ class Timed:
 
     Attributes:
         costs: per bound, what a site costs at each level (``num_sites x max_levels``).
-        fixed: what no strategy can remove; floor: what the fastest one costs.
+        fixed: what no strategy can remove; floor, dense: nanoseconds of the fastest and of the dense one.
     """
 
     def __init__(self, name: str, table: LatencyTable, space: SearchSpace) -> None:
@@ -37,6 +37,7 @@ class Timed:
         self._sites = np.arange(space.num_sites)
         self._projection: Projection[Bound] = Projection(space.levels, space.num_levels, self.costs)
         self.floor = int(self.total(space.smallest))
+        self.dense = int(self.total(np.zeros(space.num_sites, dtype=np.int64)))
 
     def total(self, levels: np.ndarray) -> np.ndarray:
         """Nanoseconds of level indices ``... x num_sites`` (``...``)."""
@@ -61,6 +62,10 @@ class TimedTables:
 
     def __init__(self, tables: Mapping[str, LatencyTable], space: SearchSpace) -> None:
         self._tables = {name: Timed(name, table, space) for name, table in tables.items()}
+
+    @property
+    def tables(self) -> dict[str, LatencyTable]:
+        return {name: timed.table for name, timed in self._tables.items()}
 
     @property
     def names(self) -> list[str]:

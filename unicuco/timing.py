@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +14,14 @@ import torch
 from transformers import DynamicCache
 
 from unicuco.checkpoint.layout import hetero_config, hetero_tensors, regroup
-from unicuco.latency import LatencyConfig, LatencyError
+from unicuco.latency import LatencyConfig, LatencyError, LatencyTable
 from unicuco.models.hetero import FAMILIES, model_class
 from unicuco.models.load import BaseModel
 from unicuco.pruners.base import Pruner, pruned_blocks
 from unicuco.space import Shape
+
+ROUNDS = 7
+"""In which whole models are measured in turns; the least counts."""
 
 
 class Stopwatch:
@@ -35,7 +40,7 @@ class Stopwatch:
 
     def between(self, marks: Sequence[Any]) -> list[float]:
         """Milliseconds from each mark to the next."""
-        pairs = list(zip(marks, marks[1:], strict=False))
+        pairs = list(itertools.pairwise(marks))
         if not self._gpu:
             return [1000 * (after - before) for before, after in pairs]
         torch.cuda.synchronize()
@@ -51,6 +56,17 @@ def torch_threads(config: LatencyConfig) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def device_name(config: LatencyConfig) -> str:
+    """The processor, or the GPU, that ``config`` measures on."""
+    if config.device.startswith("cuda"):
+        return torch.cuda.get_device_name(config.device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 class Workload:
@@ -102,6 +118,24 @@ def interleaved(runs: Sequence[Callable[[], float]], rounds: int) -> list[float]
     return [min(own) for own in times]
 
 
+def measure_latency(base: BaseModel, pruner: Pruner, shape: Shape, table: LatencyTable) -> float | None:
+    """Milliseconds of the real pruned model, by the workload of ``table``; the least of ``ROUNDS``.
+
+    Returns:
+        ``None`` where this is not the table's device, dtype or base model, or the model cannot be put together: other
+        milliseconds would say nothing of the table.
+    """
+    config, parameter = table.config, next(base.model.parameters())
+    here = parameter.device.type == torch.device(config.device).type
+    if not here or str(parameter.dtype) != f"torch.{config.dtype}" or not any(shape.groups):
+        return None
+    if table.surroundings.get("device") != device_name(config) or base.geometry.family not in FAMILIES:
+        return None
+    with torch_threads(config):
+        run = Workload(config, base.geometry.vocab_size).on(pruned_model(base, pruner, shape))
+        return interleaved([run], ROUNDS)[0]
+
+
 def pruned_model(base: BaseModel, pruner: Pruner, shape: Shape) -> Any:
     """The model at ``shape`` as its ``hetero`` checkpoint would load, sharing the base model's weights.
 
@@ -131,5 +165,6 @@ def check_family(base: BaseModel) -> None:
     """
     if base.geometry.family not in FAMILIES:
         raise LatencyError(
-            f"Latency is measured on models of the families {', '.join(sorted(FAMILIES))}, not '{base.geometry.family}'."
+            f"Latency is measured on models of the families {', '.join(sorted(FAMILIES))}, "
+            f"not '{base.geometry.family}'."
         )

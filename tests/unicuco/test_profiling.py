@@ -16,6 +16,7 @@ from unicuco.latency import LatencyConfig, LatencyError
 from unicuco.models.load import BaseModel
 from unicuco.models.sites import find_blocks
 from unicuco.profiling import Slices, monotone, profile, spread_strategies
+from unicuco.pruners.base import pruned_blocks
 from unicuco.space import SearchSpace, Shape, SpaceConfig
 from unicuco.timing import Workload, interleaved, pruned_model
 
@@ -54,7 +55,7 @@ def test_a_pruned_model_for_timing_computes_what_the_evaluator_measures(llama: E
         model = pruned_model(llama.base, llama.pruner, shape)
         with torch.no_grad():
             logits = model(input_ids=tokens).logits.log_softmax(-1)
-        llama._switch.apply([llama.pruner.pruned_block(b, g, n) for b, (g, n) in enumerate(zip(*vars(shape).values()))])
+        llama._switch.apply(pruned_blocks(llama.pruner, shape))
         try:
             with torch.no_grad():
                 expected = llama.base.model(input_ids=tokens).logits.log_softmax(-1)

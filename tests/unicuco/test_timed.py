@@ -1,4 +1,4 @@
-"""Answers within a bound on latency, by tables that are made up: never over it, and the best that the surrogate sees."""
+"""Answers within a bound on latency, by made-up tables: never over it, and the best that the surrogate sees."""
 
 from __future__ import annotations
 
