@@ -154,8 +154,8 @@ def prune(
     """
     config = config or EvaluatorConfig()
     policy = Policy.load(policy_folder)
-    for name, table in (tables or {}).items():
-        policy = policy.with_table(name, table)
+    for name, given in (tables or {}).items():
+        policy = policy.with_table(name, given)
     answer = policy.answer([request], bytes_per_param=DTYPES[config.dtype].itemsize)[0]
     if not answer.feasible:
         raise InfeasibleRequestError(answer.note)

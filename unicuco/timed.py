@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from unicuco.errors import RequestError
-from unicuco.latency import NANOSECONDS, LatencyTable
+from unicuco.latency import NANOSECONDS, LatencyError, LatencyTable
 from unicuco.projection import Projection
 from unicuco.request import Answer, Request
 from unicuco.space import SearchSpace
@@ -61,7 +61,12 @@ class TimedTables:
     """A policy's tables by name."""
 
     def __init__(self, tables: Mapping[str, LatencyTable], space: SearchSpace) -> None:
-        self._tables = {name: Timed(name, table, space) for name, table in tables.items()}
+        self._tables = {}
+        for name, table in tables.items():
+            try:
+                self._tables[name] = Timed(name, table, space)
+            except LatencyError as error:
+                raise LatencyError(f"Table '{name}': {error}") from error
 
     @property
     def tables(self) -> dict[str, LatencyTable]:
