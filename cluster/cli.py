@@ -1,4 +1,4 @@
-"""The command line, ``unicuco COMMAND``: train, tune, watch, answer, prune, verify, export-gguf, evaluate, ...
+"""The command line, ``unicuco COMMAND``: train, tune, watch, profile, answer, prune, verify, export-gguf, evaluate, ...
 
 Importing this module is cheap (typer alone); each command imports what it needs when it runs.
 """
@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cluster.keys import keys_app
+from cluster.profile import profile
 from cluster.train import add_train_command
 from cluster.tune import add_tune_command
 from unicuco.errors import CheckpointError, RemoteError, RequestError, UniCuCoError
@@ -43,6 +44,10 @@ MaxKl = Annotated[
 Preference = Annotated[
     str | None, typer.Option(help="Weights of size and quality loss: 0.3,0.7; or by name: code=0.8,prose=0.2.")
 ]
+MaxLatency = Annotated[float | None, typer.Option(help="Largest predicted latency, in milliseconds.")]
+Latency = Annotated[
+    str | None, typer.Option(help="Latency table: a .json file of 'unicuco profile', or the name of one in the run.")
+]
 Dtype = Annotated[str, typer.Option(help="'bfloat16' or 'float32'.")]
 Device = Annotated[str, typer.Option(help="'cpu', 'cuda', 'cuda:N', or several: 'cuda:0,cuda:1'.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Torch threads on a CPU.")]
@@ -60,6 +65,8 @@ def answer(
     max_bytes: Bytes = None,
     max_kl: MaxKl = None,
     preference: Preference = None,
+    max_latency_ms: MaxLatency = None,
+    latency: Latency = None,
     requests: Annotated[Path | None, typer.Option(help="JSON Lines file with one request a line.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the answers here as JSON Lines.")] = None,
 ) -> None:
@@ -69,11 +76,17 @@ def answer(
 
     Example: unicuco answer runs/first --kept 0.7 --preference code=0.8,prose=0.2
 
+    Example: unicuco answer runs/first --max-latency-ms 25 --latency latency.json
+
     Example: unicuco answer runs/first --requests examples/requests.jsonl --output answers.jsonl
     """
     from cluster.answering import run_answer
 
-    run_answer(policy, _asked(kept, ratio, params, max_bytes, max_kl, preference), requests, output)
+    asked = _asked(kept, ratio, params, max_bytes, max_kl, preference, max_latency_ms)
+    run_answer(policy, asked, requests, output, latency)
+
+
+app.command()(profile)
 
 
 @app.command()
@@ -89,6 +102,8 @@ def prune(
     max_bytes: Bytes = None,
     max_kl: MaxKl = None,
     preference: Preference = None,
+    max_latency_ms: MaxLatency = None,
+    latency: Latency = None,
     layout: Annotated[
         str | None,
         typer.Option(help="'hetero' (small), 'uniform' (plain config) or 'padded' (dense shapes; default for zeros)."),
@@ -137,12 +152,12 @@ def prune(
 
     Example: unicuco prune smollm2 --pruner prunenet --sparsity 0.25 --no-measure
     """
-    asked = _asked(kept, ratio, params, max_bytes, max_kl, preference)
+    asked = _asked(kept, ratio, params, max_bytes, max_kl, preference, max_latency_ms)
     if pruner is not None:
         from cluster.sparsifying import CalibrationText, How, Learned, is_data_free, run_data_free, run_sparsify
 
         policies_only = {name for name in ("layout", "verify", "shard_size") if _was_given(context, name)}
-        if asked or model or policies_only or (output and is_uri(output)):
+        if asked or latency or model or policies_only or (output and is_uri(output)):
             raise RequestError(
                 "With --pruner give --sparsity or --pattern and a folder, and no request, --model, --layout, --verify, "
                 "--shard-size."
@@ -166,7 +181,7 @@ def prune(
     from cluster.pruning import run_prune
 
     how_to = (layout, model, dtype, device, threads, measure, replace, trust_remote_code)
-    run_prune(policy, asked, output, *how_to, verify=verify, shard_size=shard_size)
+    run_prune(policy, asked, output, *how_to, verify=verify, shard_size=shard_size, latency=latency)
 
 
 @app.command()
@@ -311,9 +326,10 @@ def _asked(
     max_bytes: int | None,
     max_kl: str | None,
     preference: str | None,
+    max_latency_ms: float | None,
 ) -> dict[str, object]:
     """The request that the options make, still unchecked."""
-    values = {"kept": kept, "ratio": ratio, "params": params, "bytes": max_bytes}
+    values = {"kept": kept, "ratio": ratio, "params": params, "bytes": max_bytes, "max_latency_ms": max_latency_ms}
     asked: dict[str, object] = {name: value for name, value in values.items() if value is not None}
     if max_kl is not None:
         asked["max_kl"] = _by_name(max_kl) if "=" in max_kl else max_kl

@@ -13,7 +13,7 @@ from typing import cast
 from pydantic import ValidationError
 from rich.console import Console
 
-from cluster.answering import describe, interval, is_address, open_service
+from cluster.answering import describe, interval, is_address, milliseconds, open_service, with_tables
 from cluster.progress import stages
 from unicuco.checkpoint import LAYOUTS, SHARD_SIZE, Layout
 from unicuco.checkpoint.shards import check_shard_size
@@ -38,6 +38,7 @@ def run_prune(
     trust_remote_code: bool,
     verify: bool = True,
     shard_size: str = SHARD_SIZE,
+    latency: str | None = None,
 ) -> None:
     """Writes the checkpoint and prints what was promised, measured and verified.
 
@@ -56,7 +57,7 @@ def run_prune(
         check_place(store, replace)
     elif Path(output).exists() and not replace:
         raise CheckpointError(f"{output} exists already; choose another folder or say --replace.")
-    request = make_request(asked)
+    (request,), tables = with_tables([make_request(asked)], latency, policy)
     if is_address(policy):
         if model or trust_remote_code or replace or not measure or not verify or shard_size != SHARD_SIZE:
             raise RequestError(
@@ -84,7 +85,7 @@ def run_prune(
     command = shlex.join(["unicuco", *sys.argv[1:]])
     how = Writing(cast("Layout | None", layout), verify, replace, shard_size, command)
     with _written_at(output, store, replace) as folder, stages(console) as report:
-        done = prune(pruning_folder(policy), request, folder, how, model, config, measure, report)
+        done = prune(pruning_folder(policy), request, folder, how, model, config, measure, report, tables)
     answer, size = done.answer, done.checkpoint.size
     left = f"{size.params:,} parameters, {size.bytes / 1e6:.0f} MB; kept {size.kept:.3f}, ratio {size.ratio:.3f}"
     if done.zeros is not None:
@@ -101,6 +102,11 @@ def run_prune(
     if done.measured:
         m = done.measured
         lines.append(f"measured    KL {m.kl:.3f}, perplexity {m.perplexity:.2f} on {m.tokens:,} fresh tokens")
+    if answer.latency_ms is not None:
+        found = "not measured: another device or dtype than the table's, or --no-measure"
+        if done.latency_ms is not None:
+            found = f"measured {done.latency_ms:.4g} ms"
+        lines.append(f"latency     {milliseconds(answer)} ms predicted (table '{answer.latency_table}'), {found}")
     if done.checkpoint.verification:
         lines.append(
             f"reloaded    in a fresh process, logits agree ({done.checkpoint.seconds:.0f} s to write and check)"
@@ -148,6 +154,9 @@ def _fetch(address: str, request: Request, output: Path, layout: str) -> None:
     ]
     if "kl_heldout" in measured:
         lines.append(f"measured    KL {measured['kl_heldout']:.3f} on {measured['tokens_heldout']:,} fresh tokens")
+    if answer.latency_ms is not None:
+        found = f", {measured['latency_ms']:.4g} ms measured" if "latency_ms" in measured else ""
+        lines.append(f"latency     {milliseconds(answer)} ms predicted{found}")
     lines.append(f"checkpoint  {output} ({layout}, {order.id} of {service.url})")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

@@ -38,14 +38,14 @@ def _judge(wish: Wish, prospect: Prospect, budget: float, floor: int, trained_to
             f"Impossible: in the smallest strategy {floor:,} parameters are left, over the bound of "
             f"{int(budget):,}; this is the nearest."
         )
-    if wish.bounds_quality and (broken := _broken_bound(wish, prospect.mean, prospect.domains)):
+    if wish.bounds_quality and (broken := broken_bound(wish, prospect.mean, prospect.domains)):
         return False, broken
     if prospect.size.kept < trained_to - 0.02:
         return True, f"Smaller than what was trained on (kept {trained_to:g}): the predicted KL is a guess."
     return True, ""
 
 
-def _broken_bound(wish: Wish, mean: Promise, domains: dict[str, Promise]) -> str:
+def broken_bound(wish: Wish, mean: Promise, domains: dict[str, Promise]) -> str:
     """The first bound on quality that is not expected to hold, as a sentence; "" where all are."""
     bounds = [("KL", wish.max_kl, mean)]
     bounds += [

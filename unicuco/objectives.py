@@ -79,6 +79,23 @@ def join_preferences(size_weight: Tensor, shares: Tensor) -> Tensor:
     return torch.cat([size_weight[:, None], (1 - size_weight)[:, None] * shares], dim=-1)
 
 
+def serving_scores(preference: np.ndarray, objectives: np.ndarray, by_size: np.ndarray) -> np.ndarray:
+    """How well strategies serve each request (``n x m``, minimised).
+
+    Args:
+        preference: ``n x num_objectives``; objectives: of each request's strategies, scaled (``n x m x
+            num_objectives``).
+        by_size: which requests weigh size (``n``); the others want quality alone, within their bounds.
+    """
+    rest = preference[:, 1:]
+    shares = rest / np.maximum(rest.sum(axis=1, keepdims=True), 1e-300)  # size alone: none
+    scores = (objectives[..., 1:] @ shares[:, :, None])[..., 0]
+    if by_size.any():
+        weighed = torch.as_tensor(preference[by_size])[:, None], torch.as_tensor(objectives[by_size]).clamp_min(0)
+        scores[by_size] = tchebycheff(*weighed, 0.01).numpy()
+    return scores
+
+
 def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
     """Area dominated by ``points`` (``n x 2``, minimised) up to ``reference``."""
     area, best = 0.0, reference[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -13,11 +13,14 @@ from botorch.utils.multi_objective.pareto import is_non_dominated
 from unicuco.answers import compose
 from unicuco.domains import tried_shares
 from unicuco.errors import PolicyError
-from unicuco.objectives import front, site_shares, tchebycheff
+from unicuco.latency import LatencyTable, read_tables
+from unicuco.objectives import front, serving_scores, site_shares
 from unicuco.policy_parts import PolicyParts, load_parts, save_parts
 from unicuco.prospects import Prospect, Prospects
 from unicuco.request import Answer, Request
 from unicuco.space import budgets_of
+from unicuco.timed import TimedTables
+from unicuco.timed_search import TimedSearch
 from unicuco.wishes import Wish, budget_of, check_bytes, read_wish
 
 GRID, COARSE = 256, 64
@@ -33,10 +36,16 @@ class Policy:
 
     Attributes:
         prospects: what is promised for strategies.
+        timed: the latency tables, by name.
     """
 
-    def __init__(self, parts: PolicyParts) -> None:
+    def __init__(self, parts: PolicyParts, tables: Mapping[str, LatencyTable] | None = None) -> None:
+        """
+        Raises:
+            LatencyError: a table is of another base model.
+        """
         self.parts = parts
+        self.timed = TimedTables(tables or {}, parts.space)
         self.space, self.scale = parts.space, parts.scale
         self.qualities = parts.qualities
         self.prospects = Prospects(parts)
@@ -46,6 +55,7 @@ class Policy:
         self._front = lru_cache(REMEMBERED)(self._lay_front)
         self._measured_front = lru_cache(None)(self._read_measured)
         self._ladder = lru_cache(REMEMBERED)(self._lay_ladder)
+        self._tables = lru_cache(REMEMBERED)(self._read_tables)
 
     @cached_property
     def domains(self) -> tuple[str, ...]:
@@ -60,13 +70,28 @@ class Policy:
         Args:
             bytes_per_param: of the checkpoints that the answers would become: 2 for bfloat16, 4 for float32.
 
-        Every feasible answer is within all size bounds. A request that no strategy can meet comes back with
+        Every feasible answer is within all size bounds, and within its bound on latency as its
+        table sums it. A request that no strategy can meet comes back with
         ``feasible`` false and the nearest strategy there is.
 
         Raises:
-            RequestError: a request names an objective or a domain that this policy does not have, or bounds bytes where
-                zeros save none.
+            RequestError: a request names an objective, a domain or a latency table that this policy does not have, or
+                bounds bytes where zeros save none.
         """
+        tables = [self.timed.choose(request) for request in requests]
+        by_size = iter(self._within_sizes([r for r in requests if r.max_latency_ms is None], bytes_per_param))
+        answers = []
+        for request, table in zip(requests, tables, strict=True):
+            if request.max_latency_ms is None:
+                answer = next(by_size)
+            else:
+                assert table is not None  # chosen above, or refused
+                answer = TimedSearch(self, table, bytes_per_param).answer(request)
+            answers.append(answer if table is None else table.say(answer))
+        return answers
+
+    def _within_sizes(self, requests: Sequence[Request], bytes_per_param: int) -> list[Answer]:
+        """Answers requests that bound no latency."""
         if not requests:
             return []
         wanted = [read_wish(request, self.qualities.names, self.domains) for request in requests]
@@ -83,11 +108,20 @@ class Policy:
             for request, wish, prospect, origin, asked, budget in chosen
         ]
 
+    def with_table(self, name: str, table: LatencyTable) -> Policy:
+        """The same policy with one more latency table, or with another one of that name.
+
+        Raises:
+            LatencyError: it is of another base model.
+        """
+        return Policy(self.parts, {**self.timed.tables, name: table})
+
     def check_request(self, request: Request, bytes_per_param: int = BYTES_PER_PARAM) -> None:
-        """Raises RequestError where a request names an objective or a domain that this policy does not have, or bounds
-        bytes where zeros save none."""
+        """Raises RequestError where a request names something that this policy does not have, or bounds bytes where
+        zeros save none."""
         read_wish(request, self.qualities.names, self.domains)
         check_bytes(request, self.space, bytes_per_param)
+        self.timed.choose(request)
 
     def _lay_front(self, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
         """StratNet's front for shares of the qualities: weight of size (ascending) and kept share, made monotone."""
@@ -95,7 +129,7 @@ class Policy:
         kept = 1 - self._net(_joined(weight, np.array([shares]))) @ self._shares
         return weight, np.minimum.accumulate(kept)
 
-    def _size_weight(self, budgets: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
+    def size_weight(self, budgets: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
         """The weights of size (``n``) at which StratNet's answers for these shares have as many parameters."""
         weight, kept = self._front(shares)
         wanted = (budgets - self.space.fixed["params"]) / self.space.geometry.block_params
@@ -110,7 +144,7 @@ class Policy:
         """
         budgets = budgets_of(self.space, np.linspace(self.scale.kept_low, 1.0, GRID if len(shares) == 1 else COARSE))
         wish = Wish(None, shares, False, np.inf, (np.inf,) * len(shares))
-        preference = _joined(self._size_weight(budgets, shares), np.array([shares]))
+        preference = _joined(self.size_weight(budgets, shares), np.array([shares]))
         own = self.space.project(self._net(preference), {"params": budgets})
         found, _ = self._better_measured([wish] * len(budgets), preference, own, budgets, BYTES_PER_PARAM)
         upper = np.array([prospect.mean.kl_high for prospect in found])
@@ -133,6 +167,17 @@ class Policy:
                 found, best = float(budgets[met.argmax()]), shares
         return found, best
 
+    def ask(self, preference: np.ndarray) -> np.ndarray:
+        """StratNet's sparsities (``n x num_sites``) at preferences (``n x num_objectives``)."""
+        return self._net(preference)
+
+    def damage_tables(self, kept: float) -> np.ndarray | None:
+        """Every quality's additive damages around a size (``num_qualities x num_sites x max_levels``); None: plain."""
+        return self._tables(round(20 * kept) / 20) if self.qualities.has_tables else None
+
+    def _read_tables(self, kept: float) -> np.ndarray:
+        return np.stack([surrogate.tables(np.array([kept]))[0] for surrogate in self.qualities.surrogates])
+
     def _preferences(self, requests: Sequence[Request], wishes: Sequence[Wish], budgets: np.ndarray) -> np.ndarray:
         """The preference to ask StratNet at (``n x num_objectives``): the request's own, or the one that fits its size.
 
@@ -146,7 +191,7 @@ class Policy:
         distinct = set(shares)
         for own in distinct:
             rows = [i for i, of_wish in enumerate(shares) if of_wish == own] if len(distinct) > 1 else slice(None)
-            weights[rows] = self._size_weight(budgets[rows], own)
+            weights[rows] = self.size_weight(budgets[rows], own)
         for i, wish in enumerate(wishes):
             if wish.size_weight is not None:
                 weights[i] = max(wish.size_weight, weights[i]) if requests[i].bounds_size else wish.size_weight
@@ -161,7 +206,7 @@ class Policy:
         return own
 
     @cached_property
-    def _measured(self) -> np.ndarray:
+    def measured_levels(self) -> np.ndarray:
         """Level indices of the measured front of all objectives (``m x num_sites``)."""
         done = self.parts.evaluations
         points = np.column_stack([np.array([e.kept for e in done]), self.qualities.measured(done)])
@@ -174,7 +219,7 @@ class Policy:
 
     def _read_measured(self, bytes_per_param: int) -> tuple[list[Prospect], np.ndarray, np.ndarray]:
         """The measured front: prospects, objectives (``m x num_objectives``) and parameters (``m``)."""
-        found = self.prospects(self._measured, bytes_per_param)
+        found = self.prospects(self.measured_levels, bytes_per_param)
         params = np.array([prospect.size.params for prospect in found])
         return found, np.array([prospect.objectives for prospect in found]), params
 
@@ -201,7 +246,7 @@ class Policy:
         by_size = np.array([wish.size_weight is not None for wish in wanted])
         rivals = np.empty((len(own), 1 + len(measured), objectives.shape[1]))  # of each request: its own, all measured
         rivals[:, 0], rivals[:, 1:] = [prospect.objectives for prospect in found], objectives
-        scores = _scores(preference, rivals, by_size)
+        scores = serving_scores(preference, rivals, by_size)
         theirs = np.where(params > budgets[:, None], np.inf, scores[:, 1:])
         best = theirs.argmin(axis=1)
         better = theirs[np.arange(len(own)), best] < scores[:, 0] - 1e-9  # the same strategy may differ by rounding
@@ -221,12 +266,12 @@ class Policy:
 
     @classmethod
     def load(cls, folder: Path) -> Policy:
-        """Reads a policy folder; needs neither the base model nor the preparation.
+        """Reads a policy folder and its latency tables; needs neither the base model nor the preparation.
 
         Raises:
-            PolicyError: there is none, or it is broken or of another format.
+            PolicyError: there is none, or it is broken or of another format. LatencyError: a table is.
         """
-        return cls(load_parts(folder))
+        return cls(load_parts(folder), read_tables(folder))
 
     def check_model(self, digest: str, spec: str) -> None:
         """Refuses a base model with other content than the policy was trained for.
@@ -247,20 +292,3 @@ def _joined(weight: np.ndarray, shares: np.ndarray) -> np.ndarray:
     preference = np.empty((len(weight), 1 + shares.shape[1]))
     preference[:, 0], preference[:, 1:] = weight, (1 - weight)[:, None] * shares
     return preference
-
-
-def _scores(preference: np.ndarray, objectives: np.ndarray, by_size: np.ndarray) -> np.ndarray:
-    """How well strategies serve each request (``n x m``, minimised).
-
-    Args:
-        preference: ``n x num_objectives``; objectives: of each request's strategies, scaled (``n x m x
-            num_objectives``).
-        by_size: which requests weigh size (``n``); the others want quality alone, within their bounds.
-    """
-    rest = preference[:, 1:]
-    shares = rest / np.maximum(rest.sum(axis=1, keepdims=True), 1e-300)  # size alone: none
-    scores = (objectives[..., 1:] @ shares[:, :, None])[..., 0]
-    if by_size.any():
-        weighed = torch.as_tensor(preference[by_size])[:, None], torch.as_tensor(objectives[by_size]).clamp_min(0)
-        scores[by_size] = tchebycheff(*weighed, 0.01).numpy()
-    return scores

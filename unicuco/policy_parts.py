@@ -6,6 +6,7 @@ The folder names the base model and the preparation by content hash and is read 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from unicuco import __version__
 from unicuco.errors import EvaluationLogError, PolicyError
 from unicuco.evaluations import Evaluation, read_evaluations, write_evaluations
+from unicuco.latency import FOLDER as LATENCY
 from unicuco.models.geometry import Geometry
 from unicuco.objectives import Scale
 from unicuco.qualities import Qualities
@@ -90,6 +92,8 @@ def save_parts(parts: PolicyParts, folder: Path) -> None:
             "provenance": parts.provenance,
         }
         about["digest"] = content_hash([about["space"], about["provenance"], about["version"], about["written"]])
+        if (folder / LATENCY).is_dir():  # a new version answers by the same tables
+            shutil.copytree(folder / LATENCY, scratch / LATENCY)
         write_json(scratch / "policy.json", about)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from unicuco.checkpoint.stream import StreamingPruner, open_base_model
 from unicuco.errors import InfeasibleRequestError, PolicyError
 from unicuco.evaluator import Evaluator, EvaluatorConfig, Measurement
 from unicuco.heldout import WINDOWS, open_heldout
+from unicuco.latency import LatencyTable
 from unicuco.models.load import DTYPES, BaseModel, load_base_model, load_tokenizer
 from unicuco.models.source import ModelSource, find_model
 from unicuco.policy import Policy
@@ -28,6 +29,7 @@ from unicuco.request import Answer, Request
 from unicuco.resparsify import choose_layout, prune_in_order
 from unicuco.space import Shape
 from unicuco.storage import cache_dir
+from unicuco.timing import measure_latency
 from unicuco.uniform import answer_uniform
 
 
@@ -43,6 +45,8 @@ class Pruned:
     checkpoint: CheckpointReport
     measured: Measurement | None
     zeros: int | None = None
+    latency_ms: float | None = None
+    """Measured on the pruned model; ``None``: no latency table, or one of another device or dtype."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,16 @@ class Writing:
     replace: bool = False
     shard_size: str = SHARD_SIZE
     command: str | None = None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is known of a pruned model before it is written."""
+
+    measured: Measurement | None = None
+    zeros: int | None = None
+    latency_ms: float | None = None
+    table: LatencyTable | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +86,14 @@ class Pinned:
         how: Writing | None = None,
         measure: bool = True,
         stage: Callable[[str], None] = lambda name: None,
+        table: LatencyTable | None = None,
     ) -> Pruned:
         """Writes ``answer`` as a checkpoint at ``target``; sparsities are pruned again, in order, and measured so.
 
         Args:
             measure: measure KL and perplexity on held-out windows, for the model card.
             stage: told what begins; what it raises ends the work, and nothing is left behind.
+            table: by which ``answer`` promises its latency: measured too, where this is the table's device.
 
         Raises:
             StrategyError: levels that this space does not have; others: see ``write_checkpoint``.
@@ -96,9 +112,13 @@ class Pinned:
         if measure:
             stage("measuring on fresh text")
             measured = self._heldout.measure_blocks(pruned_blocks(pruner, shape))
+        latency_ms = None
+        if measure and table is not None and zeros is None:  # zeros in dense shapes take as long as the dense model
+            stage("measuring latency")
+            latency_ms = measure_latency(base, pruner, shape, table)
         stage("writing and reloading")
         parts = (base, pruner, shape, evaluator.preparation, self.tokenizer)
-        return _write(*parts, request, answer, target, how, measured, zeros)
+        return _write(*parts, request, answer, target, how, _Found(measured, zeros, latency_ms, table))
 
     @cached_property
     def _heldout(self) -> Evaluator:
@@ -115,21 +135,27 @@ def _write(
     answer: Answer,
     target: Path,
     how: Writing,
-    measured: Measurement | None,
-    zeros: int | None = None,
+    found: _Found,
 ) -> Pruned:
     calibration = preparation.config.calibration.model_dump(mode="json")
     dtype = str(base.model.dtype).removeprefix("torch.")
+    figures = {} if found.measured is None else _figures(found.measured)
+    times = {} if found.latency_ms is None else {"latency_ms": found.latency_ms}
+    promised = {"kl": answer.kl, "kl_low": answer.kl_low, "kl_high": answer.kl_high}
+    promised |= {f"kl_{name}": promise.kl for name, promise in answer.domains.items()}
+    promised |= {} if answer.latency_ms is None else {"latency_ms": answer.latency_ms}
+    table = found.table
+    workload = {} if table is None else {"latency": table.config.describe(), "latency_table": table.digest}
+    calibration |= {**workload, "dtype": dtype, "heldout_windows_per_domain": WINDOWS}
     card = CheckpointCard(
         request=request.model_dump(mode="json", exclude_none=True, exclude={"id"}),
         strategy=tuple(answer.strategy),
-        measured={} if measured is None else _figures(measured),
-        predicted={"kl": answer.kl, "kl_low": answer.kl_low, "kl_high": answer.kl_high}
-        | {f"kl_{name}": promise.kl for name, promise in answer.domains.items()},
-        calibration={**calibration, "dtype": dtype, "heldout_windows_per_domain": WINDOWS},
+        measured=figures | times,
+        predicted=promised,
+        calibration=calibration,
         preparation=preparation.digest,
         command=how.command,
-        zeros=zeros,
+        zeros=found.zeros,
     )
     checkpoint = write_checkpoint(
         base,
@@ -143,7 +169,7 @@ def _write(
         replace=how.replace,
         max_shard_size=how.shard_size,
     )
-    return Pruned(answer, checkpoint, measured, zeros)
+    return Pruned(answer, checkpoint, found.measured, found.zeros, found.latency_ms)
 
 
 def pin(
@@ -174,6 +200,7 @@ def prune(
     config: EvaluatorConfig | None = None,
     measure: bool = True,
     progress: Progress | None = None,
+    tables: Mapping[str, LatencyTable] | None = None,
 ) -> Pruned:
     """Answers ``request`` and writes the answer as a checkpoint at ``target``.
 
@@ -186,12 +213,15 @@ def prune(
         model: where the base model lies, when not where it was trained; its content must be the same.
         config: dtype, device, and whether the base model's own code may run; the checkpoint is stored in this dtype.
         measure: measure KL and perplexity on held-out windows, for the model card.
+        tables: latency tables beside those of the policy's folder, by name.
 
     Raises:
         InfeasibleRequestError: with what is feasible; nothing is written. Other ``UniCuCoError``: what is wrong.
     """
     config, how = config or EvaluatorConfig(), how or Writing()
     policy = Policy.load(policy_folder)
+    for name, given in (tables or {}).items():
+        policy = policy.with_table(name, given)
     itemsize = DTYPES[config.dtype].itemsize
     if choose_layout(policy.space, how.layout) == "uniform":
         answer = answer_uniform(policy, request, itemsize)
@@ -199,6 +229,8 @@ def prune(
         answer = policy.answer([request], bytes_per_param=itemsize)[0]
     if not answer.feasible:
         raise InfeasibleRequestError(answer.note)
+    chosen = policy.timed.choose(request)
+    table = None if chosen is None else chosen.table
     if not measure and config.device == "cpu" and not policy.space.is_sparse:
         source = _find_model(policy, model)
         opened = open_base_model(source, config.dtype, config.trust_remote_code)
@@ -208,9 +240,9 @@ def prune(
             preparation = find_preparation(policy, source, config, progress)
             pruner = StreamingPruner(opened, preparation)
             shape = preparation.space.shape(preparation.space.check_levels(np.array(answer.levels)))
-            tokenizer = load_tokenizer(source, config.trust_remote_code)
-            return _write(opened.base, pruner, shape, preparation, tokenizer, request, answer, target, how, None)
-    return pin(policy, model, config, progress).write(request, answer, target, how, measure)
+            parts = (opened.base, pruner, shape, preparation, load_tokenizer(source, config.trust_remote_code))
+            return _write(*parts, request, answer, target, how, _Found(table=table))
+    return pin(policy, model, config, progress).write(request, answer, target, how, measure, table=table)
 
 
 def _find_model(policy: Policy, model: str | None) -> ModelSource:

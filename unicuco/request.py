@@ -19,6 +19,7 @@ _TAGS = ("<by name>", "<plain>")
 _Either = Discriminator(lambda value: _TAGS[0] if isinstance(value, dict) else _TAGS[1])
 """Two forms of one field: an error speaks of the form that was given, not of both."""
 _Kl = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TABLE_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 _Count = Annotated[int, Field(gt=0, lt=1 << 63)]
 
 
@@ -52,6 +53,10 @@ class Request(BaseModel):
         Annotated[dict[str, _Kl], Tag(_TAGS[0]), Field(min_length=1)] | Annotated[_Kl | None, Tag(_TAGS[1])], _Either
     ] = None
     """Largest KL(dense || pruned), nats per token: of the mean over the domains, or of domains by name."""
+    max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Largest predicted latency, in milliseconds, by a latency table of the policy."""
+    latency: str | None = Field(default=None, pattern=f"^{TABLE_NAME}$")
+    """Which of the policy's latency tables is meant; may be left out where there is one only."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Request:
@@ -60,15 +65,17 @@ class Request(BaseModel):
                 raise ValueError("a preference by name is non-negative weights, not all zero")
             if self.weighs_size and self.max_kl is not None:
                 raise ValueError("give max_kl or a preference with a weight for 'size', not both")
-            if not self.weighs_size and not self.bounds_size and self.max_kl is None:
-                raise ValueError("a preference without a weight for 'size' needs a bound on size, or max_kl")
+            if not self.weighs_size and not self.is_bounded:
+                raise ValueError(
+                    "a preference without a weight for 'size' needs a bound on size, or max_kl, or max_latency_ms"
+                )
         elif self.preference is not None:
             if not _are_weights(list(self.preference)):
                 raise ValueError("a preference is two non-negative weights, not both zero")
             if self.max_kl is not None:
                 raise ValueError("give a preference or max_kl, not both")
-        elif not self.bounds_size and self.max_kl is None:
-            raise ValueError("give at least one of preference, kept, ratio, params, bytes, max_kl")
+        elif not self.is_bounded:
+            raise ValueError("give at least one of preference, kept, ratio, params, bytes, max_kl, max_latency_ms")
         return self
 
     @property
@@ -79,6 +86,11 @@ class Request(BaseModel):
     @property
     def bounds_size(self) -> bool:
         return any(bound is not None for bound in (self.kept, self.ratio, self.params, self.bytes))
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether any bound is given: on size, on quality or on latency."""
+        return self.bounds_size or self.max_kl is not None or self.max_latency_ms is not None
 
 
 class Promise(BaseModel):
@@ -119,9 +131,16 @@ class Answer(BaseModel):
     preference: tuple[float, ...]
     """The preference at which StratNet was asked: the weight of size, then of quality or of each of ``domains``."""
     origin: str
-    """Where the strategy came from: ``stratnet`` or ``measured`` (a front point of the run that was better)."""
+    """Where the strategy came from: ``stratnet`` or ``measured`` (a front point of the run that was better); within a
+    bound on latency also ``allocation`` (a knapsack of the surrogate's damages) or ``repaired`` (levels exchanged)."""
     domains: dict[str, Promise] = {}
     """What is predicted for each domain, where every domain is an objective; ``kl`` is of the mean over them."""
+    latency_ms: float | None = None
+    """Predicted by a latency table, where one was asked for or the policy has one only."""
+    latency_error: float | None = None
+    """The table's largest relative error on whole models that it did not see."""
+    latency_table: str | None = None
+    """Its name."""
 
 
 def read_requests(path: Path) -> list[Request]:

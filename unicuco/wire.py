@@ -110,6 +110,18 @@ class Event(BaseModel):
     stage: str
 
 
+class LatencyDescription(BaseModel):
+    """A latency table of a policy: requests name it by ``latency`` and bound it by ``max_latency_ms``."""
+
+    name: str
+    workload: str
+    device: str
+    dense_ms: float
+    fastest_ms: float
+    error: float | None
+    """Largest relative error on whole models that the table did not see."""
+
+
 class PolicyDescription(BaseModel):
     """A policy on offer."""
 
@@ -126,6 +138,7 @@ class PolicyDescription(BaseModel):
     smallest_kept: float
     objectives: list[str]
     layouts: list[str] = ["hetero", "padded"]
+    latency: list[LatencyDescription] = []
 
 
 class PolicyList(BaseModel):

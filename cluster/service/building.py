@@ -24,6 +24,7 @@ from unicuco.checkpoint.card import PROVENANCE
 from unicuco.errors import UniCuCoError
 from unicuco.evaluations import Candidate
 from unicuco.evaluator import EvaluatorConfig
+from unicuco.latency import LatencyTable
 from unicuco.models.spread import devices_for
 from unicuco.policy import Policy
 from unicuco.prune import Pinned, Pruned, Writing, pin
@@ -52,6 +53,7 @@ class CheckpointBuilder:
     def __init__(self, config: PolicyConfig, storage: Path) -> None:
         self._config, self._storage = config, Path(storage)
         self._pinned: Pinned | None = None
+        self._tables: dict[str, LatencyTable] = {}
 
     def open(self) -> Pinned:
         """Pins the base model; again only where the policy's preparation has changed.
@@ -60,6 +62,7 @@ class CheckpointBuilder:
             UniCuCoError: what is wrong with the policy, the model or the preparation.
         """
         policy = Policy.load(pruning_folder(self._config.path))
+        self._tables = policy.timed.tables
         wanted = policy.parts.provenance.get("preparation", {}).get("digest", "")
         if self._pinned is None or self._pinned.evaluator.preparation.digest != wanted:
             device = devices_for(self._config.device, self._config.num_gpus)
@@ -81,8 +84,8 @@ class CheckpointBuilder:
         stage("pinning the base model")
         pinned = self.open()
         answer = order.answer
-        how = Writing(cast(Layout, order.layout), replace=True)
-        made = pinned.write(answer.request, answer, target, how, stage=stage)
+        how, table = Writing(cast(Layout, order.layout), replace=True), self._tables.get(answer.latency_table or "")
+        made = pinned.write(answer.request, answer, target, how, stage=stage, table=table)
         result = _result(made, target, time.monotonic() - began)
         write_json(target.with_name(target.name + RESULT), result.model_dump())
         stage("measuring for the run's log")

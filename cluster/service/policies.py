@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ import numpy as np
 from cluster.service.config import PolicyConfig
 from cluster.service.problems import ProblemError
 from unicuco.errors import PolicyError, RemoteError, RequestError
+from unicuco.latency import NANOSECONDS, LatencyError, tables_signature
 from unicuco.models.load import DTYPES
 from unicuco.objectives import front
 from unicuco.policy import Policy
 from unicuco.remote import is_uri
 from unicuco.remote.fetch import policy_folder
 from unicuco.request import Answer, Request
-from unicuco.wire import Front, FrontPoint, PolicyDescription
+from unicuco.timed import Timed
+from unicuco.wire import Front, FrontPoint, LatencyDescription, PolicyDescription
 
 LOG = logging.getLogger("unicuco.service")
 FRONT_POINTS = 41
@@ -39,6 +42,8 @@ class Offered:
     policy: Policy
     digest: str
     bytes_per_param: int
+    tables: str = ""
+    """Which latency tables it has been loaded with."""
 
     @property
     def version(self) -> int:
@@ -69,6 +74,7 @@ class Offered:
             neurons=[block.neurons for block in space.geometry.blocks],
             smallest_kept=float(space.kept(space.smallest)),
             objectives=["size", *self.policy.qualities.names],
+            latency=[_describe_table(self.policy.timed[name]) for name in self.policy.timed.names],
         )
 
     @cached_property
@@ -120,11 +126,14 @@ class Policies:
         changed = []
         for name, config in self._configs.items():
             try:
-                if not self._may_look(name) or _digest(policy_folder(config.path)) == self._offered[name].digest:
+                if not self._may_look(name):
+                    continue
+                folder, offered = policy_folder(config.path), self._offered[name]
+                if (_digest(folder), tables_signature(folder)) == (offered.digest, offered.tables):
                     continue
                 self._offered = {**self._offered, name: self._load(name)}  # in one step: readers see old or new
                 changed.append(name)
-            except (PolicyError, RemoteError) as error:
+            except (PolicyError, RemoteError, LatencyError) as error:
                 LOG.warning("policy %s keeps its version: %s", name, error)
         return changed
 
@@ -141,12 +150,24 @@ class Policies:
     def _load(self, name: str) -> Offered:
         config = self._configs[name]
         folder = policy_folder(config.path)
-        digest = _digest(folder)
-        loaded = Offered(name, Policy.load(folder), digest, DTYPES[config.dtype].itemsize)
+        digest, tables = _digest(folder), tables_signature(folder)
+        loaded = Offered(name, Policy.load(folder), digest, DTYPES[config.dtype].itemsize, tables)
         # What is worked out at the first answers of every size is worked out before anybody waits.
         smallest = float(loaded.policy.space.kept(loaded.policy.space.smallest))
         loaded.answer([Request(kept=float(kept)) for kept in np.linspace(1.0, max(smallest, 0.01), WARM_SIZES)])
         return loaded
+
+
+def _describe_table(timed: Timed) -> LatencyDescription:
+    table = timed.table
+    return LatencyDescription(
+        name=timed.name,
+        workload=table.config.describe(),
+        device=str(table.surroundings.get("device", "")),
+        dense_ms=timed.dense / NANOSECONDS,
+        fastest_ms=timed.floor / NANOSECONDS,
+        error=table.error if math.isfinite(table.error) else None,
+    )
 
 
 def _digest(folder: Path) -> str:

@@ -18,9 +18,11 @@ from cluster.cli import main
 from tests.unicuco import tiny
 from unicuco.evaluations import EvaluationLog
 from unicuco.evaluator import Evaluator, EvaluatorConfig
+from unicuco.latency import load_table
 from unicuco.learner import Learner, LearnerConfig
 from unicuco.models.load import load_base_model
 from unicuco.preparation import prepare
+from unicuco.space import Shape
 from unicuco.stratnet import StratNetConfig
 
 FLOAT = ("--dtype", "float32", "--threads", "1")
@@ -125,6 +127,27 @@ def test_prune_then_evaluate(
     assert run(monkeypatch, "verify", tmp_path) == 1 and "is no checkpoint of UniCuCo" in sentence(capsys)
 
 
+def test_profile_then_answer_and_prune_within_milliseconds(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, measured = tmp_path / "box.json", ("--dtype", "float32", "--threads", 1, "--tokens", 16)
+    assert run(monkeypatch, "profile", world.model, *measured, "--output", table) == 0
+    assert "whole models" in capsys.readouterr().out and table.with_suffix(".png").stat().st_size > 1000
+    dense = load_table(table).predict(Shape((4, 4, 4), (256, 256, 256)))
+    asked = ("--max-latency-ms", 0.8 * dense, "--latency", table)
+    assert run(monkeypatch, "answer", world.policy, *asked, "--output", tmp_path / "answers.jsonl") == 0
+    assert "max_latency_ms" in capsys.readouterr().out
+    answer = json.loads((tmp_path / "answers.jsonl").read_text())
+    assert answer["latency_table"] == "box" and answer["latency_ms"] <= 0.8 * dense
+    checkpoint = tmp_path / "quick"
+    assert run(monkeypatch, "prune", world.policy, *asked, "--output", checkpoint, *FLOAT) == 0
+    assert "ms predicted (table 'box'), measured" in capsys.readouterr().out
+    record = json.loads((checkpoint / "unicuco.json").read_text())
+    assert record["measured"]["latency_ms"] > 0 and record["predicted"]["latency_ms"] == answer["latency_ms"]
+    assert record["calibration"]["latency_table"] == load_table(table).digest
+    assert "latency_ms (measured)" in (checkpoint / "README.md").read_text()
+
+
 def test_prune_with_a_sparsity_pruner_needs_no_policy(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +248,17 @@ def give_it_code(model: Path) -> None:
         (("prune", "POLICY", "--kept", 0.5, "--output", "what://ever"), "cannot be opened"),
         (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--no-verify"), "no request"),
         (("export-gguf", "MODEL", "OUT", "--tokenizer-pre", "default"), "only byte-pair ones"),
+        (("answer", "POLICY", "--max-latency-ms", 5), "no latency table"),
+        (("answer", "POLICY", "--max-latency-ms", 5, "--latency", "nowhere.json"), "No latency table at nowhere.json"),
+        (("answer", "POLICY", "--max-latency-ms", 5, "--latency", "BROKEN"), "latency: "),
+        (("answer", "POLICY", "--max-latency-ms", -1), "max_latency_ms"),
+        (("answer", "http://127.0.0.1:9", "--kept", 0.5, "--latency", "box.json"), "give --latency one of their names"),
+        (("profile", "./nowhere"), "No folder at ./nowhere"),
+        (("profile", "MODEL", "--mode", "both"), "mode"),
+        (("profile", "MODEL", "--clock", "processor"), "threads 1"),
+        (("profile", "MODEL", "--name", "box"), "a run or policy folder"),
+        (("profile", "MODEL", "--output", "OUT"), "should end in .json"),
+        (("profile", "MODEL", "--tokens", 1000), "reads at most"),
         (("evaluate", "./nowhere"), "No folder at ./nowhere"),
         (("evaluate", "MODEL", "--text", "nowhere.txt"), "nowhere.txt"),
         (("train", "./nowhere", "--run", "OUT"), "No folder at ./nowhere"),
@@ -279,7 +313,9 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("command", ["train", "answer", "prune", "verify", "export-gguf", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "command", ["train", "answer", "profile", "prune", "verify", "export-gguf", "evaluate", "report"]
+)
 def test_every_command_shows_an_example(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

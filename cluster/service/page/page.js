@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const WAYS = {
   kept: { name: "Share of the blocks that is kept", request: (v) => ({ kept: v }), shown: (v) => v.toFixed(2) },
   max_kl: { name: "Largest KL from the dense model, nats per token", request: (v) => ({ max_kl: v }), shown: (v) => v.toPrecision(2) },
+  max_latency_ms: { name: "Longest time, milliseconds", request: (v) => ({ max_latency_ms: v }), shown: (v) => `${v.toPrecision(3)} ms` },
   preference: { name: "How much size counts against quality", request: (v) => ({ preference: [v, 1 - v] }), shown: (v) => v.toFixed(2) },
 };
 let policies = [], front = null, answer = null, asked = 0;
@@ -42,6 +43,18 @@ function amount() {
   return way() === "max_kl" ? Math.exp(at) : at; // quality spans decades
 }
 
+const described = () => policies.find((p) => p.name === $("policy").value);
+const table = () => described().latency.find((t) => t.name === $("table").value);
+const named = () => (table() ? { latency: table().name } : {});
+
+// What was measured of this policy: milliseconds are of one table.
+function offerTables() {
+  const tables = described().latency;
+  $("speed").hidden = $("table-part").hidden = !tables.length;
+  if (!tables.length && way() === "max_latency_ms") document.querySelector("input[value=kept]").checked = true;
+  $("table").replaceChildren(...tables.map((t) => Object.assign(document.createElement("option"), { value: t.name, textContent: `${t.name}: ${t.workload}` })));
+}
+
 function setUp() {
   const slide = $("amount"), low = front.promised.at(-1);
   const ranges = {
@@ -49,6 +62,10 @@ function setUp() {
     max_kl: [Math.log(0.02), Math.log(Math.max(low.kl_high, 0.1)), 0.02, Math.log(Math.max(low.kl, 0.1) / 3)],
     preference: [0.02, 0.98, 0.02, 0.5],
   };
+  if (table()) {
+    const { fastest_ms, dense_ms } = table();
+    ranges.max_latency_ms = [fastest_ms, dense_ms, (dense_ms - fastest_ms) / 200, 0.75 * dense_ms].map((v) => Number(v.toPrecision(6)));
+  }
   [slide.min, slide.max, slide.step, slide.value] = ranges[way()];
   $("amount-name").textContent = WAYS[way()].name;
 }
@@ -56,7 +73,7 @@ function setUp() {
 async function ask() {
   const mine = ++asked;
   $("amount-shown").textContent = WAYS[way()].shown(amount());
-  const reply = await post("/v1/answers", { policy: $("policy").value, requests: [WAYS[way()].request(amount())] });
+  const reply = await post("/v1/answers", { policy: $("policy").value, requests: [{ ...WAYS[way()].request(amount()), ...named() }] });
   if (mine !== asked) return; // the slider has moved on
   answer = reply.answers[0];
   tell(null);
@@ -74,6 +91,10 @@ function facts() {
     ["Predicted KL", `${answer.kl.toFixed(3)} (${answer.kl_low.toFixed(3)} to ${answer.kl_high.toFixed(3)}, 90 %)`],
     ...Object.entries(answer.domains).map(([name, p]) => [`KL, ${name}`, `${p.kl.toFixed(3)} (${p.kl_low.toFixed(3)} to ${p.kl_high.toFixed(3)})`]),
   ];
+  if (answer.latency_ms !== null) {
+    const error = answer.latency_error === null ? "" : ` (±${(100 * answer.latency_error).toFixed(0)} %)`;
+    rows.push(["Latency", `${answer.latency_ms.toPrecision(3)} ms${error}, ${table().workload}`]);
+  }
   if (answer.note) rows.push(["Note", answer.note]);
   for (const [name, value] of rows) {
     list.append(Object.assign(document.createElement("dt"), { textContent: name }));
@@ -170,6 +191,8 @@ function show(made) {
   }
   if (made.state === "done") {
     const measured = made.result.measured.kl_heldout;
+    const speed = made.result.measured.latency_ms;
+    if (speed !== undefined) line.textContent += `; ${speed.toPrecision(3)} ms measured`;
     if (measured !== undefined) line.textContent += `; KL ${measured.toFixed(3)} measured on fresh text`;
     const details = document.createElement("details"), list = document.createElement("ul");
     details.append(Object.assign(document.createElement("summary"), { textContent: `${made.result.files.length} files` }), list);
@@ -229,7 +252,8 @@ async function follow(id) {
 // -- beginning --------------------------------------------------------------------------------------------------
 
 async function choose() {
-  const chosen = policies.find((p) => p.name === $("policy").value);
+  const chosen = described();
+  offerTables();
   $("about").textContent = `${chosen.model}: ${chosen.blocks} blocks, ${chosen.evaluations} evaluations, version ${chosen.version}`;
   front = await (await call(`/v1/policies/${chosen.name}/front`)).json();
   setUp();
@@ -250,6 +274,7 @@ async function begin() {
 $("key").value = sessionStorage.getItem("unicuco-key") || "";
 $("key").addEventListener("change", guarded(async () => { sessionStorage.setItem("unicuco-key", $("key").value); await begin(); }));
 $("policy").addEventListener("change", guarded(choose));
+$("table").addEventListener("change", guarded(async () => { setUp(); await ask(); }));
 $("amount").addEventListener("input", guarded(ask));
 $("ways").addEventListener("change", guarded(async () => { setUp(); await ask(); }));
 $("build").addEventListener("click", guarded(build));

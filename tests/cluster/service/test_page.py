@@ -16,6 +16,8 @@ from cluster.service.config import ServiceConfig
 from cluster.service.gateway import Gateway
 from cluster.service.keys import KeyFile
 from tests.cluster.service.conftest import Bridge, config_of, jobs_in_a_loop, listening, threaded
+from tests.unicuco.tables import made_up_table
+from unicuco.policy import Policy
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -57,6 +59,26 @@ def page(browser: Any, served: str) -> Iterator[Any]:
     yield page
     page.close()
     assert not trouble and not foreign  # it works offline
+
+
+def test_a_speed_can_be_asked_for_where_the_policy_has_a_table(browser: Any, tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    made_up_table(Policy.load(run).space.geometry).save(run / "latency" / "box.json")
+    page = browser.new_page()
+    for address in serve(config_of(run, tmp_path)):
+        page.goto(address)
+        page.wait_for_selector("#answer dd")
+        assert "ms" in promised(page) and "box: decode after 512" in page.inner_text("#table")
+        page.check("input[value=max_latency_ms]")
+        page.wait_for_function("() => document.querySelector('#amount-shown').textContent.endsWith(' ms')")
+        page.wait_for_timeout(500)
+        assert page.inner_text("#amount-name") == "Longest time, milliseconds" and "Impossible" not in promised(page)
+        page.close()
+
+
+def test_without_a_table_no_speed_is_offered(page: Any) -> None:
+    assert not page.is_visible("#speed") and not page.is_visible("#table-part") and "Latency" not in promised(page)
 
 
 def promised(page: Any) -> str:
