@@ -49,6 +49,10 @@ class TuningError(UniCuCoError):
     """A sweep varies what it cannot, its log is too short, or the setting that all are compared with fails."""
 
 
+class TaskError(UniCuCoError):
+    """A task to score models on is unknown or lacks its data, or lm-eval is not installed."""
+
+
 class CheckpointError(UniCuCoError):
     """A checkpoint cannot be written, or did not reload to the same logits."""
 

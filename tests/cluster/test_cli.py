@@ -108,13 +108,17 @@ def test_prune_then_evaluate(
     assert record["verification"] is not None
     assert record["measured"]["kl_heldout"] > 0
     figures = tmp_path / "figures.json"
-    options = ("--text", world.text, "--tokens", 256, "--window-length", 32, "--json", figures)
+    other = tiny.write_text(tmp_path / "other.txt", seed=5)
+    options = ("--tokens", 256, "--window-length", 32, "--json", figures, "--picture", tmp_path / "both.png")
+    options += ("--text", world.text, "--text", f"else={other}")
     assert run(monkeypatch, "evaluate", checkpoint, *options, *FLOAT) == 0
     dense, pruned = json.loads(figures.read_text())["results"]
-    assert dense["kl"] is None
-    assert pruned["kl"] > 0
+    assert [text["distribution"] for text in pruned["texts"]] == ["in", "out"]
+    assert dense["texts"][0]["kl"] is None
+    assert pruned["texts"][0]["kl"] > 0
     assert pruned["parameters"] == record["size"]["params"] < dense["parameters"]
     assert "perplexity" in capsys.readouterr().out
+    assert (tmp_path / "both.png").stat().st_size > 1000
 
 
 def test_prune_with_a_sparsity_pruner_needs_no_policy(
@@ -210,6 +214,8 @@ def give_it_code(model: Path) -> None:
         (("prune", "POLICY", "--kept", 0.5), "--output"),
         (("evaluate", "./nowhere"), "No folder at ./nowhere"),
         (("evaluate", "MODEL", "--text", "nowhere.txt"), "nowhere.txt"),
+        (("evaluate", "MODEL", "--limit", 20), "belong to --tasks"),
+        (("evaluate", "MODEL", "--tasks", "piqa", "--task-data", "nowhere"), "No folder of task data"),
         (("train", "./nowhere", "--run", "OUT"), "No folder at ./nowhere"),
         (("report", "MODEL"), "run"),
     ],
