@@ -29,7 +29,7 @@ class RecoveryConfig(BaseModel):
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak; warmed up linearly over ``warmup`` of the steps, then down a cosine to a tenth."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
-    batch: int = Field(default=2, ge=1)
+    batch: int = Field(default=1, ge=1)
     """Windows per step."""
     window_length: int = Field(default=512, ge=8)
     text_weight: float = Field(default=0.3, ge=0, le=1)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from unicuco.assess import hidden_states
@@ -22,15 +23,15 @@ from unicuco.recovery.config import SELF, RecoveryConfig
 from unicuco.recovery.corpus import BOS, PROMPT, Corpus, bos_prompts, draw_corpus, write_self_data
 from unicuco.recovery.lora import LoRALinear, add_lora, merge_lora
 from unicuco.recovery.save import write_recovered
-from unicuco.recovery.training import Trained, Trainer, TrainProgress
+from unicuco.recovery.training import TIMED_STEPS, Trained, Trainer, TrainProgress
 from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
 from unicuco.storage import content_hash
 
 Stage = Callable[[str, int, int], None]
 SECOND_TOKENS = 8192
 """First tokens of a second text that are measured on."""
-MOST_WINDOWS = 100_000
-"""Training windows that are drawn at most; a longer text is used in part."""
+SELF_WINDOWS = 256
+"""Windows that the dense model writes at most; longer training goes through them again."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def recover(
     base: str | None = None,
     second: str | None = None,
     replace: bool = False,
+    verify: bool = True,
     command: str | None = None,
     stage: Stage | None = None,
     progress: TrainProgress | None = None,
@@ -81,6 +83,7 @@ def recover(
     Args:
         base: the dense model; ``None``: the one that the checkpoint names.
         second: another text to measure on, before and after; nothing is chosen by it.
+        verify: load the result in a fresh process and compare logits before keeping it.
 
     Raises:
         RecoveryError, CheckpointError, ModelError, CalibrationError: before any work where possible; nothing
@@ -99,22 +102,27 @@ def recover(
     domain, calibrated = _domain(config, card), card.get("calibration") or {}
     shuffle = calibrated.get("seed", 0) if isinstance(calibrated.get("seed", 0), int) else 0
     tokenizer = load_tokenizer(dense, config.trust_remote_code)
-    wanted = MOST_WINDOWS if config.steps is None else config.steps * config.batch
-    corpus = draw_corpus(domain, tokenizer, config.window_length, wanted, config.heldout_windows, shuffle)
+
+    def draw(steps: int) -> Corpus:
+        count = steps * config.batch
+        return draw_corpus(domain, tokenizer, config.window_length, count, config.heldout_windows, shuffle)
+
+    corpus = draw(TIMED_STEPS + 1)
     measured_on = {domain.name: corpus.heldout} | _second(second, domain, tokenizer, config)
 
     stage("loading both models", 0, 1)
     teacher = load_model(dense, config.dtype, config.device, config.trust_remote_code)
     student = load_model(source, config.dtype, config.device, config.trust_remote_code)
     keep_zeros = not card or card.get("layout") == "padded" or card.get("zeros") is not None
-    windows = _training_windows(config, corpus, teacher, dense, tokenizer, stage)
     measuring = _Measuring(teacher, measured_on, stage)
     before = measuring.figures(student, "measuring before")
-    key = _key(config, source, dense, windows)
+    key = _key(config, source, dense, corpus)
     state = output.parent / f".{output.name}.recovery-{key[:12]}.safetensors"
     added = add_lora(student, config.rank, config.seed, keep_zeros)
-    trainer = Trainer(student, teacher, windows, added, config, state, key)
-    training = trainer.run(progress)
+    trainer = Trainer(student, teacher, corpus.train, added, config, state, key)
+    total = trainer.total()
+    trainer.windows = _training_windows(config, draw(total).train, teacher, dense, tokenizer, stage)
+    training = trainer.run(total, progress)
 
     changed = _merge(student, added)
     after = measuring.figures(student, "measuring after")
@@ -126,7 +134,7 @@ def recover(
         "base_model": {"spec": dense.spec, "digest": dense.digest},
         "steps": training.steps,
         "tokens_per_step": per_step,
-        "windows": len(windows),
+        "windows": len(trainer.windows),
         "seconds": training.seconds,
         "threads": torch.get_num_threads(),
         "command": command,
@@ -141,7 +149,7 @@ def recover(
     }
     stage("writing and reloading", 0, 1)
     remote = any(source.folder.glob("*.py"))
-    write_recovered(source.folder, output, student, changed, record, measured, remote, replace)
+    write_recovered(source.folder, output, student, changed, record, measured, remote, replace, verify)
     state.unlink(missing_ok=True)
     trained = sum(p.numel() for p in trainer.parameters)
     return RecoveryReport(output, training, training.steps * per_step, texts, trained)
@@ -193,23 +201,15 @@ def _merge(student: Any, added: dict[str, LoRALinear]) -> dict[str, torch.Tensor
 
 
 def _training_windows(
-    config: RecoveryConfig, corpus: Corpus, teacher: Any, dense: ModelSource, tokenizer: Any, stage: Stage
-) -> Any:
+    config: RecoveryConfig, drawn: np.ndarray, teacher: Any, dense: ModelSource, tokenizer: Any, stage: Stage
+) -> np.ndarray:
+    """``drawn`` itself, or what the dense model makes of its beginnings."""
     if config.corpus != SELF:
-        return corpus.train
-    # A run by minutes does not know how many it needs; as many as one sitting of the dense model may write.
-    count = min(len(corpus.train), SELF_WINDOWS) if config.steps is None else config.steps * config.batch
-    count = min(count, SELF_WINDOWS)
-    if config.prompts == BOS:
-        prompts = bos_prompts(tokenizer, count)
-    else:
-        prompts = corpus.train[:count, :PROMPT]
+        return drawn
+    count = min(len(drawn), SELF_WINDOWS)
+    prompts = bos_prompts(tokenizer, count) if config.prompts == BOS else drawn[:count, :PROMPT]
     use_fast_attention(teacher)
     return write_self_data(teacher, dense.digest, prompts, config.window_length, config.seed, stage)
-
-
-SELF_WINDOWS = 256
-"""Windows that the dense model writes at most; longer training goes through them again."""
 
 
 def _second(second: str | None, domain: Domain, tokenizer: Any, config: RecoveryConfig) -> dict[str, Windows]:
@@ -233,11 +233,10 @@ def _domain(config: RecoveryConfig, card: dict[str, Any]) -> Domain:
         return Domain.parse("sotu")
 
 
-def _key(config: RecoveryConfig, source: ModelSource, dense: ModelSource, windows: Any) -> str:
-    """What a state belongs to: everything that decides the weights."""
-    settings = config.model_dump(mode="json", exclude={"save_every", "heldout_windows", "device"})
-    text = Windows(windows, windows[:, 0] * 0, ("train",)).digest
-    return content_hash([1, settings, source.digest, dense.digest, text, torch.get_num_threads()])
+def _key(config: RecoveryConfig, source: ModelSource, dense: ModelSource, corpus: Corpus) -> str:
+    """What a state belongs to: everything that decides the weights. Held-out windows stand for their whole text."""
+    settings = config.model_dump(mode="json", exclude={"save_every", "device"})
+    return content_hash([1, settings, source.digest, dense.digest, corpus.heldout.digest, torch.get_num_threads()])
 
 
 def _check_output(output: Path, replace: bool) -> None:

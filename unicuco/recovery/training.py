@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,17 +86,20 @@ class Trainer:
         for model in (self.student, self.teacher):
             use_fast_attention(model)
 
-    def run(self, progress: TrainProgress | None = None) -> Trained:
-        """Trains to the end of the budget, from the state's step on where there is one.
+    def total(self) -> int:
+        """Steps in all: what the state says, where there is one, or what was asked for, or what fits the time."""
+        _, total, _ = self._about() or (0, 0, 0.0)
+        return total or self.config.steps or self._steps_in(60 * (self.config.minutes or 0.0))
+
+    def run(self, total: int, progress: TrainProgress | None = None) -> Trained:
+        """Trains to step ``total``, from the state's step on where there is one.
 
         Raises:
             RecoveryError: the loss is no longer a number, or the state is broken.
         """
         report = progress or (lambda done, total, kl: None)
-        done, total, before = self._load()
+        done, before = self._load()
         resumed_at = done
-        if not total:
-            total = self.config.steps or self._steps_in(60 * (self.config.minutes or 0.0))
         began = time.perf_counter()
         losses: list[Losses] = []
         shown = math.nan
@@ -133,8 +136,7 @@ class Trainer:
         targets[:, -1] = -1
         with torch.inference_mode():
             dense = self.teacher.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
-        with ExitStack() as stack:
-            stack.enter_context(fast_gradients(self.student))
+        with fast_gradients(self.student):
             hidden = self.student.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
             loss, losses = distil(
                 hidden, dense, targets.flatten(), self.student_head, self.teacher_head, self.config.text_weight
@@ -172,26 +174,38 @@ class Trainer:
         with atomic_file(self.state) as scratch:
             save_file(tensors, scratch, metadata=about)
 
-    def _load(self) -> tuple[int, int, float]:
-        """Steps done, in all (0: not known yet), and seconds spent."""
+    def _about(self) -> tuple[int, int, float] | None:
+        """Steps done, in all, and seconds spent, as the state says; ``None``: there is none."""
         if not self.state.is_file():
-            return 0, 0, 0.0
-        try:
-            with safe_open(self.state, framework="pt") as file:
-                about = file.metadata() or {}
-                if about.get("key") != self.key:
-                    raise RecoveryError(f"{self.state} belongs to another recovery; delete it to start anew.")
-                done = int(about["done"])
-                for i, parameter in enumerate(self.parameters):
-                    parameter.data.copy_(file.get_tensor(f"{i}.weight"))
-                    self.optimiser.state[parameter] = {
-                        "step": torch.tensor(float(done)),
-                        "exp_avg": file.get_tensor(f"{i}.mean").to(parameter.device),
-                        "exp_avg_sq": file.get_tensor(f"{i}.square").to(parameter.device),
-                    }
-                return done, int(about["total"]), float(about["seconds"])
-        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            raise RecoveryError(f"The state at {self.state} is broken; delete it to start anew: {error}") from error
+            return None
+        with _readable(self.state), safe_open(self.state, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("key") != self.key:
+                raise RecoveryError(f"{self.state} belongs to another recovery; delete it to start anew.")
+            return int(about["done"]), int(about["total"]), float(about["seconds"])
+
+    def _load(self) -> tuple[int, float]:
+        """Puts weights and optimiser where the state left them; returns steps done and seconds spent."""
+        about = self._about()
+        if about is None:
+            return 0, 0.0
+        with _readable(self.state), safe_open(self.state, framework="pt") as file:
+            for i, parameter in enumerate(self.parameters):
+                parameter.data.copy_(file.get_tensor(f"{i}.weight"))
+                self.optimiser.state[parameter] = {
+                    "step": torch.tensor(float(about[0])),
+                    "exp_avg": file.get_tensor(f"{i}.mean").to(parameter.device),
+                    "exp_avg_sq": file.get_tensor(f"{i}.square").to(parameter.device),
+                }
+        return about[0], about[2]
+
+
+@contextmanager
+def _readable(state: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise RecoveryError(f"The state at {state} is broken; delete it to start anew: {error}") from error
 
 
 def schedule(index: int, total: int, warmup: float) -> float:
