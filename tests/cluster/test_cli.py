@@ -121,6 +121,21 @@ def test_prune_then_evaluate(
     assert (tmp_path / "both.png").stat().st_size > 1000
 
 
+def test_prune_then_recover(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, better = tmp_path / "small", tmp_path / "better"
+    options = ("--no-measure", "--layout", "padded", "--output", checkpoint)
+    assert run(monkeypatch, "prune", world.policy.parent, "--kept", 0.7, *options, *FLOAT) == 0
+    options = ("--corpus", world.text, "--steps", 4, "--window-length", 32, "--batch", 2, "--output", better)
+    assert run(monkeypatch, "recover", checkpoint, *options, *FLOAT) == 0
+    shown = capsys.readouterr().out
+    assert "4 steps, 256 tokens" in shown and "training: step 4 of 4" in shown
+    record = json.loads((better / "unicuco.json").read_text())
+    assert record["recovery"]["steps"] == 4 and "unicuco recover" in record["recovery"]["command"]
+    assert run(monkeypatch, "recover", checkpoint, *options, *FLOAT) == 2 and "exists already" in sentence(capsys)
+
+
 def test_prune_with_a_sparsity_pruner_needs_no_policy(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +230,9 @@ def give_it_code(model: Path) -> None:
         (("evaluate", "./nowhere"), "No folder at ./nowhere"),
         (("evaluate", "MODEL", "--text", "nowhere.txt"), "nowhere.txt"),
         (("evaluate", "MODEL", "--limit", 20), "belong to --tasks"),
+        (("recover", "MODEL", "--output", "OUT"), "give it with --base"),
+        (("recover", "MODEL", "--output", "OUT", "--steps", 3, "--minutes", 1), "either steps or minutes"),
+        (("recover", "MODEL", "--output", "OUT", "--steps", 0), "steps"),
         (("evaluate", "MODEL", "--tasks", "piqa", "--task-data", "nowhere"), "No folder of task data"),
         (("train", "./nowhere", "--run", "OUT"), "No folder at ./nowhere"),
         (("report", "MODEL"), "run"),
@@ -268,7 +286,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("command", ["train", "answer", "prune", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["train", "answer", "prune", "evaluate", "recover", "report"])
 def test_every_command_shows_an_example(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -225,7 +225,7 @@ def _checkpoint_gradients(model: Any) -> None:
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _mean(losses: list[Losses]) -> Losses | None:
