@@ -32,7 +32,7 @@ class RecoveryConfig(BaseModel):
     batch: int = Field(default=1, ge=1)
     """Windows per step."""
     window_length: int = Field(default=512, ge=8)
-    text_weight: float = Field(default=0.3, ge=0, le=1)
+    text_weight: float = Field(default=0.5, ge=0, le=1)
     """Share of the text's own next token in the target; the rest is the dense model's distribution."""
     heldout_windows: int = Field(default=16, ge=1)
     """Windows that are kept out of training to measure on, before and after."""
