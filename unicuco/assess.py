@@ -1,21 +1,29 @@
-"""Judging a checkpoint as its users will get it: loaded by transformers, beside its base model, on any text."""
+"""Judging checkpoints as their users will get them: loaded by transformers, beside their base model.
+
+On any texts (perplexity, and KL from the base model) and on tasks (through lm-eval). Compressed models lose more on
+text unlike what they were calibrated on, so every text says whether it is that or another.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from unicuco.calibration import CalibrationConfig, Domain, Windows, draw_windows, first_windows, read_text
-from unicuco.errors import ModelError
+from unicuco.errors import CalibrationError, ModelError
 from unicuco.models.head import Head
 from unicuco.models.load import load_model, load_tokenizer
 from unicuco.models.source import find_model
 from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
+from unicuco.tasks.definitions import Task
+from unicuco.tasks.run import BATCH, check_lm_eval, run_tasks
+from unicuco.tasks.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -23,90 +31,169 @@ class Assessment:
     """Figures of one model on one text, nats per token.
 
     Attributes:
+        text: its name.
+        distribution: ``in`` for a text that the checkpoints were calibrated on, ``out`` for another, empty where no
+            checkpoint says what it was calibrated on.
+        perplexity_ratio: to the base model's; 1 for itself.
         kl, kl_reverse: from the base model; ``None`` when there is none to compare with.
-        parameters: all of them, tied ones once.
         seconds: wall time of this model's forwards.
     """
 
-    model: str
-    parameters: int
+    text: str
+    distribution: str
     perplexity: float
+    perplexity_ratio: float
     kl: float | None
     kl_reverse: float | None
     tokens: int
     seconds: float
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """One model, on every text and every task.
+
+    Attributes:
+        parameters: all of them, tied ones once.
+    """
+
+    model: str
+    parameters: int
+    texts: tuple[Assessment, ...]
+    tasks: Scores = field(default_factory=dict)
+
+
 def assess(
-    model: str,
+    models: str | Sequence[str],
     base: str | None = None,
-    text: str = "sotu",
+    texts: str | Sequence[str] = (),
     tokens: int = 20480,
     window_length: int = 2048,
     seed: int | None = None,
     dtype: str = "bfloat16",
     device: str = "cpu",
     trust_remote_code: bool = False,
-) -> list[Assessment]:
-    """Perplexity of ``model`` and its base model on ``text``, and the KL between them.
+    tasks: Sequence[Task] = (),
+    limit: int | None = None,
+    batch_size: int = BATCH,
+) -> list[Judgement]:
+    """Figures of ``models`` and of their base model.
 
     Args:
-        model: a checkpoint of ours, or any base model.
-        base: what to compare with; ``None`` takes the base model that a checkpoint names, if it names one.
-        seed: draw windows by it; ``None`` takes the text's first ``tokens`` (how perplexity is reported).
+        models: checkpoints of ours, or any base models.
+        base: what to compare with; ``None`` takes the base model that the first checkpoint names, or else the first
+            of ``models``.
+        texts: ``[NAME=]SOURCE`` each, as calibration text is given; none: what the first checkpoint was calibrated
+            on, or ``sotu``.
+        seed: draw windows by it; ``None`` takes the text's first ``tokens`` (how perplexity is reported). For tasks,
+            all of lm-eval's seeds; ``None``: its own.
+        tasks: from ``find_tasks``.
+        limit: the first so many examples of each task; ``None``: all.
 
     Returns:
-        the base model's figures first, when there is one.
+        the base model first, when there is one.
 
     Raises:
-        ModelError, CalibrationError: what cannot be found or read.
+        ModelError, CalibrationError, TaskError: what cannot be found or read, before any model is loaded.
     """
     import unicuco.models.hetero  # noqa: F401  (our checkpoints load without their own code)
 
-    if base is None:
-        base = _base_of(Path(model).expanduser())
-    sources = [find_model(name) for name in (base, model) if name]
-    windows = _windows(load_tokenizer(sources[-1], trust_remote_code), text, tokens, window_length, seed)
-    results: list[Assessment] = []
-    reference: tuple[torch.Tensor, Head] | None = None
+    models = [models] if isinstance(models, str) else list(models)
+    card = next(filter(None, (_card(name) for name in models)), {})
+    base = base or _base_of(card)
+    if tasks:
+        check_lm_eval(tasks)
+    sources = [find_model(name) for name in (*([base] if base else []), *models)]
+    domains, calibrated_on = _domains(texts, card)
+    tokenizer = load_tokenizer(sources[-1], trust_remote_code)
+    windows = [_windows(tokenizer, domain, tokens, window_length, seed) for domain in domains]
+    places = ["" if not calibrated_on else "in" if d.source in calibrated_on else "out" for d in domains]
+
+    results: list[Judgement] = []
+    dense: list[torch.Tensor] = []
+    dense_head: Head | None = None
     for source in sources:
         loaded = load_model(source, dtype, device, trust_remote_code)
-        hidden, seconds = hidden_states(loaded, windows)
         head = Head(loaded)
-        dense, dense_head = reference or (hidden, head)
+        first, dense_head = dense_head is None, dense_head or head
         if dense_head.vocab_size != head.vocab_size:
             raise ModelError(f"{source.spec} and {sources[0].spec} have different vocabularies; no KL between them.")
-        targets = torch.from_numpy(windows.tokens).long().roll(-1, dims=1)
-        targets[:, -1] = -1
-        targets = targets.flatten().to(head.device)
-        with torch.inference_mode():
-            found = compare(hidden, Reference(hidden=dense), targets, head, LOGITS_AT_ONCE, dense_head)
-        first = reference is None
-        results.append(
-            Assessment(
-                model=source.spec,
-                parameters=sum(p.numel() for p in {id(p): p for p in loaded.parameters()}.values()),
-                perplexity=float(found.loss[targets >= 0].mean().exp()),
-                kl=None if first else float(found.forward.mean()),
-                kl_reverse=None if first else float(found.reverse.mean()),
-                tokens=windows.tokens.size,
-                seconds=seconds,
-            )
-        )
-        reference = (hidden, head)
+        rows = []
+        for i, (text, place) in enumerate(zip(windows, places, strict=True)):
+            hidden, seconds = hidden_states(loaded, text)
+            if first:
+                dense.append(hidden)
+            before = None if first else results[0].texts[i]
+            rows.append(_compared(hidden, dense[i], text, head, dense_head, place, before, seconds))
+        scores: Scores = {}
+        if tasks:
+            own = load_tokenizer(source, trust_remote_code)
+            scores = run_tasks(loaded, own, tasks, limit, seed, batch_size)
+        parameters = sum(p.numel() for p in {id(p): p for p in loaded.parameters()}.values())
+        results.append(Judgement(source.spec, parameters, tuple(rows), scores))
         del loaded
     return results
 
 
-def _base_of(folder: Path) -> str | None:
+def _compared(
+    hidden: torch.Tensor,
+    dense: torch.Tensor,
+    text: Windows,
+    head: Head,
+    dense_head: Head,
+    place: str,
+    before: Assessment | None,
+    seconds: float,
+) -> Assessment:
+    targets = torch.from_numpy(text.tokens).long().roll(-1, dims=1)
+    targets[:, -1] = -1
+    targets = targets.flatten().to(head.device)
+    with torch.inference_mode():
+        found = compare(hidden, Reference(hidden=dense), targets, head, LOGITS_AT_ONCE, dense_head)
+    perplexity = float(found.loss[targets >= 0].mean().exp())
+    return Assessment(
+        text=text.domains[0],
+        distribution=place,
+        perplexity=perplexity,
+        perplexity_ratio=perplexity / before.perplexity if before else 1.0,
+        kl=float(found.forward.mean()) if before else None,
+        kl_reverse=float(found.reverse.mean()) if before else None,
+        tokens=text.tokens.size,
+        seconds=seconds,
+    )
+
+
+def _card(model: str) -> dict[str, Any]:
+    """What ``unicuco.json`` says, where there is one."""
     try:
-        return str(json.loads((folder / "unicuco.json").read_text(encoding="utf-8"))["base_model"]["spec"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((Path(model).expanduser() / "unicuco.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _base_of(card: dict[str, Any]) -> str | None:
+    try:
+        return str(card["base_model"]["spec"])
+    except (KeyError, TypeError):
         return None
 
 
-def _windows(tokenizer: Any, text: str, tokens: int, window_length: int, seed: int | None) -> Windows:
-    domain = Domain.parse(text)
+def _domains(texts: str | Sequence[str], card: dict[str, Any]) -> tuple[list[Domain], set[str]]:
+    """The texts asked for, and the sources that a checkpoint was calibrated on."""
+    try:
+        calibrated = [Domain.model_validate(found) for found in card["calibration"]["domains"]]
+    except (KeyError, TypeError, ValueError):  # no card, or that of a pruner without data
+        calibrated = []
+    given = [texts] if isinstance(texts, str) else list(texts)
+    domains = [Domain.parse(text) for text in given] or calibrated or [Domain.parse("sotu")]
+    names = [domain.name for domain in domains]
+    if len(set(names)) != len(names):
+        raise CalibrationError(f"Two texts are called '{max(names, key=names.count)}'; name them: NAME=SOURCE.")
+    return domains, {domain.source for domain in calibrated}
+
+
+def _windows(tokenizer: Any, domain: Domain, tokens: int, window_length: int, seed: int | None) -> Windows:
     if seed is None:
         return first_windows(read_text(domain), tokenizer, tokens, window_length, domain.name)
     config = CalibrationConfig(domains=(domain,), window_length=window_length, seed=seed)

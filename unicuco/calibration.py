@@ -155,6 +155,11 @@ def first_windows(text: str, tokenizer: Any, tokens: int | None, window_length: 
     return Windows(table, np.zeros(count, dtype=np.int32), (name,))
 
 
+def count_spans(domain: Domain, window_length: int) -> int:
+    """How many windows ``domain`` holds at most; spans too short for one are left out only when windows are drawn."""
+    return len(_spans(read_text(domain), window_length))
+
+
 def read_text(domain: Domain) -> str:
     """The whole text of a domain, documents joined by a blank line.
 

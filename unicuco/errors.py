@@ -49,6 +49,14 @@ class TuningError(UniCuCoError):
     """A sweep varies what it cannot, its log is too short, or the setting that all are compared with fails."""
 
 
+class TaskError(UniCuCoError):
+    """A task to score models on is unknown or lacks its data, or lm-eval is not installed."""
+
+
+class RecoveryError(UniCuCoError):
+    """A checkpoint cannot be recovered as asked: no base model, nothing to train, or settings that do not fit."""
+
+
 class CheckpointError(UniCuCoError):
     """A checkpoint cannot be written, or did not reload to the same logits."""
 

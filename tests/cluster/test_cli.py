@@ -110,13 +110,17 @@ def test_prune_then_evaluate(
     assert record["verification"] is not None
     assert record["measured"]["kl_heldout"] > 0
     figures = tmp_path / "figures.json"
-    options = ("--text", world.text, "--tokens", 256, "--window-length", 32, "--json", figures)
+    other = tiny.write_text(tmp_path / "other.txt", seed=5)
+    options = ("--tokens", 256, "--window-length", 32, "--json", figures, "--picture", tmp_path / "both.png")
+    options += ("--text", world.text, "--text", f"else={other}")
     assert run(monkeypatch, "evaluate", checkpoint, *options, *FLOAT) == 0
     dense, pruned = json.loads(figures.read_text())["results"]
-    assert dense["kl"] is None
-    assert pruned["kl"] > 0
+    assert [text["distribution"] for text in pruned["texts"]] == ["in", "out"]
+    assert dense["texts"][0]["kl"] is None
+    assert pruned["texts"][0]["kl"] > 0
     assert pruned["parameters"] == record["size"]["params"] < dense["parameters"]
     assert "perplexity" in capsys.readouterr().out
+    assert (tmp_path / "both.png").stat().st_size > 1000
     assert run(monkeypatch, "verify", checkpoint, "--threads", 1, "--json", figures) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "good"
     said = json.loads(figures.read_text())
@@ -146,6 +150,21 @@ def test_profile_then_answer_and_prune_within_milliseconds(
     assert record["measured"]["latency_ms"] > 0 and record["predicted"]["latency_ms"] == answer["latency_ms"]
     assert record["calibration"]["latency_table"] == load_table(table).digest
     assert "latency_ms (measured)" in (checkpoint / "README.md").read_text()
+
+
+def test_prune_then_recover(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, better = tmp_path / "small", tmp_path / "better"
+    options = ("--no-measure", "--layout", "padded", "--output", checkpoint)
+    assert run(monkeypatch, "prune", world.policy.parent, "--kept", 0.7, *options, *FLOAT) == 0
+    options = ("--corpus", world.text, "--steps", 4, "--window-length", 32, "--batch", 2, "--output", better)
+    assert run(monkeypatch, "recover", checkpoint, *options, *FLOAT) == 0
+    shown = capsys.readouterr().out
+    assert "4 steps, 256 tokens" in shown and "training: step 4 of 4" in shown
+    record = json.loads((better / "unicuco.json").read_text())
+    assert record["recovery"]["steps"] == 4 and "unicuco recover" in record["recovery"]["command"]
+    assert run(monkeypatch, "recover", checkpoint, *options, *FLOAT) == 2 and "exists already" in sentence(capsys)
 
 
 def test_prune_with_a_sparsity_pruner_needs_no_policy(
@@ -261,6 +280,11 @@ def give_it_code(model: Path) -> None:
         (("profile", "MODEL", "--tokens", 1000), "reads at most"),
         (("evaluate", "./nowhere"), "No folder at ./nowhere"),
         (("evaluate", "MODEL", "--text", "nowhere.txt"), "nowhere.txt"),
+        (("evaluate", "MODEL", "--limit", 20), "belong to --tasks"),
+        (("recover", "MODEL", "--output", "OUT"), "give it with --base"),
+        (("recover", "MODEL", "--output", "OUT", "--steps", 3, "--minutes", 1), "either steps or minutes"),
+        (("recover", "MODEL", "--output", "OUT", "--steps", 0), "steps"),
+        (("evaluate", "MODEL", "--tasks", "piqa", "--task-data", "nowhere"), "No folder of task data"),
         (("train", "./nowhere", "--run", "OUT"), "No folder at ./nowhere"),
         (("report", "MODEL"), "run"),
     ],
@@ -314,7 +338,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "answer", "profile", "prune", "verify", "export-gguf", "evaluate", "report"]
+    "command", ["train", "answer", "profile", "prune", "verify", "export-gguf", "evaluate", "recover", "report"]
 )
 def test_every_command_shows_an_example(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -152,7 +152,7 @@ def test_checkpoints_and_their_check(
     assert written.verification is not None and written.verification.passed
     ids = torch.arange(3, 19).view(2, 8)
     expected = reference_logits(evaluator.base, pruned_blocks(evaluator.pruner, shape), ids)
-    text = {"text": str(text_file), "tokens": 256, "window_length": 32, "dtype": "float32"}
+    text = {"texts": str(text_file), "tokens": 256, "window_length": 32, "dtype": "float32"}
     plain = assess(str(tmp_path / "c"), str(model_folder("llama")), **text)
     with pretended_devices():
         spread = open_evaluator(TWO, "qwen2")
@@ -160,7 +160,7 @@ def test_checkpoints_and_their_check(
         # The heads of the two are on different devices: one is tied, the other is not.
         judged = assess(str(tmp_path / "c"), str(model_folder("llama")), device=TWO, **text)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert judged[1].kl == pytest.approx(plain[1].kl, rel=1e-4)
+    assert judged[1].texts[0].kl == pytest.approx(plain[1].texts[0].kl, rel=1e-4)
 
 
 def test_block_influence(open_evaluator: Open) -> None:
