@@ -22,18 +22,25 @@ ROLES: tuple[Any, ...] = ("calibration", "search", "margins", "heldout")
 
 
 class Words:
-    """A tokenizer that numbers distinct words: where a text uses each once, equal tokens mean the same place."""
+    """A tokenizer that numbers distinct words: where a text uses each once, equal tokens mean the same place.
+
+    A word that a span's end cuts off, without its full stop, is new each time: the beginnings of two may be alike.
+    """
 
     def __init__(self) -> None:
         self.known: dict[str, int] = {}
 
     def __call__(self, text: str, max_length: int | None = None, **options: Any) -> dict[str, list[int]]:
-        return {"input_ids": [self.known.setdefault(word, len(self.known)) for word in text.split()][:max_length]}
+        found = []
+        for word in text.split():
+            key = word if word.endswith(".") else f"{word} cut off, {len(self.known)}"
+            found.append(self.known.setdefault(key, len(self.known)))
+        return {"input_ids": found[:max_length]}
 
 
 def numbered(path: Path, widths: np.ndarray) -> Path:
     """A text of numbered words, each used once, as wide as asked."""
-    path.write_text(" ".join(f"{i}".ljust(int(width), "x") for i, width in enumerate(widths)))
+    path.write_text(" ".join(f"{i}".ljust(int(width) - 1, "x") + "." for i, width in enumerate(widths)))
     return path
 
 
