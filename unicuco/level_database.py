@@ -34,11 +34,10 @@ from unicuco.models.load import BaseModel
 from unicuco.models.sites import Block, find_blocks
 from unicuco.pruners.sequential import READERS, BlockInputs, Method, check_prunable, enter, gather, matrices, run
 from unicuco.pruners.sparsegpt import inverse_factor, sparsegpt
-from unicuco.pruners.sparsellm import GatedFfn, sparsellm
+from unicuco.pruners.sparsellm import ffn_matrices, open_ffn, sparsellm
 from unicuco.statistics import first_of_each, output_gradients
 from unicuco.zeros import matrix_shapes
 
-FFN = ("up_proj", "gate_proj", "down_proj")
 Report = Callable[[str, int, int], None]
 
 
@@ -107,6 +106,7 @@ def _write_block(
             name: wanda_levels(own[name], energy, sparsities)
             for names, energy in zip(READERS, gathered.squares, strict=True)
             for name in names
+            if name in own
         }
         save_file({name: level.cpu() for name, level in dies.items()}, folder / _file(b))
         for level in range(1, len(sparsities)):
@@ -114,16 +114,17 @@ def _write_block(
         return
     readers = READERS[:2] if method == "sparsellm" else READERS
     factors = [inverse_factor(gram) for gram in gathered.squares[: len(readers)]]
-    ffn = _gated(block, own, gathered) if method == "sparsellm" else None
+    ffn = open_ffn(block.mlp, *gathered.ffn) if gathered.ffn is not None else None
     for level, sparsity in enumerate(sparsities[1:], 1):
         found: dict[str, Tensor] = {}
         for names, factor in zip(readers, factors, strict=True):
-            pruned = sparsegpt([own[name] for name in names], *factor, sparsity)
-            found |= dict(zip(names, pruned, strict=True))
+            present = [name for name in names if name in own]
+            found |= dict(zip(present, sparsegpt([own[name] for name in present], *factor, sparsity), strict=True))
         if ffn is not None:
             assert gathered.ffn is not None
             solved, _ = sparsellm(copy.copy(ffn), gathered.ffn[1], sparsity)  # its steps replace, they change nothing
-            found |= {name: new.to(own[name].dtype) for name, new in zip(FFN, solved, strict=True)}
+            named = zip(ffn_matrices(block.mlp), solved, strict=True)
+            found |= {name: new.to(own[name].dtype) for name, new in named}
         save_file({name: tensor.cpu().contiguous() for name, tensor in found.items()}, folder / _file(b, level))
         yield found
 
@@ -141,11 +142,6 @@ def wanda_levels(weight: Tensor, energy: Tensor, sparsities: tuple[float, ...]) 
     place.scatter_(1, scores.argsort(dim=1, stable=True), order)  # equal scores: the earlier column goes first
     counts = torch.tensor([round(sparsity * columns) for sparsity in sparsities], device=weight.device)
     return torch.searchsorted(counts, place, right=True).to(torch.uint8)
-
-
-def _gated(block: Block, own: dict[str, Tensor], gathered: BlockInputs) -> GatedFfn:
-    assert gathered.ffn is not None
-    return GatedFfn([own[name].float() for name in FFN], *gathered.ffn, block.mlp.act_fn)
 
 
 def _watch_sublayers(block: Block, hidden: Tensor, call: dict[str, Any]) -> dict[str, list[tuple[Any, Any, Tensor]]]:

@@ -169,6 +169,7 @@ def _watching(
         for b, block in enumerate(find_blocks(model))
         for kind, names in watched.items()
         for name in names
+        if hasattr(getattr(block, kind), name)
     ]
     try:
         yield
@@ -240,6 +241,7 @@ def _sparse_changes(
         for kind, names in MATRICES.items():
             if site.kind in (kind, "block"):
                 for name in names:
-                    change[i] += pruner.products(site.block, name, gradients[name, site.block])
+                    if (name, site.block) in gradients:
+                        change[i] += pruner.products(site.block, name, gradients[name, site.block])
         change[i] -= change[i, int(levels[i])]
     return change

@@ -10,10 +10,11 @@ Kind = Literal["attention", "mlp"]
 
 
 def matrix_shapes(geometry: Geometry, block: int, kind: Kind) -> tuple[tuple[int, int], ...]:
-    """(rows, columns) of every matrix of one sublayer that is pruned: q, k, v and o, or gate, up and down."""
+    """(rows, columns) of every matrix of one sublayer that is pruned: q, k, v and o, or gate (if any), up and down."""
     shape, hidden = geometry.blocks[block], geometry.hidden_size
     if kind == "mlp":
-        return (shape.neurons, hidden), (shape.neurons, hidden), (hidden, shape.neurons)
+        inputs = shape.macs_per_neuron // hidden - 1  # up, and mostly a gate
+        return ((shape.neurons, hidden),) * inputs + ((hidden, shape.neurons),)
     keys = shape.groups * shape.head_dim
     queries = keys * shape.heads_per_group
     return (queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)

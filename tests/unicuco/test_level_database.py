@@ -75,11 +75,11 @@ def test_levels_are_what_the_pruner_makes_of_each_matrix_on_dense_inputs(
                     torch.testing.assert_close(weight, matrix.weight, rtol=1e-3, atol=1e-4, msg=f"{b} {name} {level}")
 
 
-@pytest.mark.parametrize("sites", ["sublayer", "block"])
+@pytest.mark.parametrize(("family", "sites"), [("qwen2", "sublayer"), ("qwen2", "block"), ("opt", "sublayer")])
 def test_what_a_strategy_says_it_keeps_is_what_is_not_zero(
-    load: Callable[..., BaseModel], text_file: Path, pruner: str, sites: str
+    load: Callable[..., BaseModel], text_file: Path, pruner: str, family: str, sites: str
 ) -> None:
-    base = load("qwen2")
+    base = load(family)
     found = prepare_float32(base, text_file, sparse_space(pruner, sites=sites, sparsities=(0, 0.33, 0.515, 0.77)))
     space, own = found.space, build_pruner(base, found)
     assert isinstance(own, LevelPruner)

@@ -46,8 +46,9 @@ def middle(evaluator: Evaluator) -> np.ndarray:
         ("llama", {"pruner": "depth"}),
         ("llama", {"pruner": "wanda", "sparsities": (0, 0.3, 0.6, 0.8)}),
         ("qwen3", {"pruner": "sparsegpt", "sparsities": (0, 0.3, 0.6), "sites": "block"}),
+        ("opt", {"pruner": "wanda", "sparsities": (0, 0.3, 0.6)}),
     ],
-    ids=["llama", "qwen3", "biases", "blocks", "depth", "wanda", "sparsegpt"],
+    ids=["llama", "qwen3", "biases", "blocks", "depth", "wanda", "sparsegpt", "wanda-biases"],
 )
 def test_they_are_the_derivative_of_kl_towards_every_level(family: str, space: dict, open_evaluator: Open) -> None:
     evaluator = open_evaluator(family, **space)

@@ -39,7 +39,8 @@ class LevelPruner(DepthPruner):
         found = []
         for kind, tensors, sparsity in (("attention", whole.attention, attention), ("mlp", whole.mlp, mlp)):
             level = self._level(sparsity)
-            found.append({**tensors, **{f"{name}.weight": self.weight(block, name, level) for name in KINDS[kind]}})
+            own = [name for name in KINDS[kind] if name in self._dense[block]]
+            found.append({**tensors, **{f"{name}.weight": self.weight(block, name, level) for name in own}})
         return PrunedBlock(shape.groups, shape.neurons, *found)
 
     def weight(self, block: int, name: str, level: int) -> Tensor:
@@ -56,8 +57,12 @@ class LevelPruner(DepthPruner):
         return self._cache.get(key, lambda: stored.to(dense.device, dense.dtype))
 
     def products(self, block: int, name: str, gradient: Tensor) -> np.ndarray:
-        """⟨gradient, W_m⟩ for one matrix (``rows x columns``) at every level m (``num_levels``)."""
-        count = len(self._sparsities)
+        """⟨gradient, W_m⟩ for one matrix at every level m (``num_levels``).
+
+        Args:
+            gradient: ``rows x columns``; one column more, a bias's, does not count: biases stay.
+        """
+        count, gradient = len(self._sparsities), gradient[:, : self._dense[block][name].shape[1]]
         if self.name != "wanda":
             found = [float((gradient * self.weight(block, name, level)).sum()) for level in range(count)]
             return np.array(found)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from unicuco.calibration import Windows
-from unicuco.errors import ModelError, StrategyError
+from unicuco.errors import StrategyError
 from unicuco.models.sites import Block, decoder, find_blocks
 from unicuco.pruners.masks import Pattern
 from unicuco.pruners.scores import magnitude, wanda
 from unicuco.pruners.sparsegpt import inverse_factor, sparsegpt
-from unicuco.pruners.sparsellm import EPOCHS, GatedFfn, Trace, sparsellm
+from unicuco.pruners.sparsellm import EPOCHS, Trace, check_ffn, ffn_matrices, open_ffn, sparsellm
 
 Method = Literal["magnitude", "wanda", "sparsegpt", "sparsellm"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -125,8 +125,6 @@ def _check(
         raise StrategyError(f"Give a sparsity from 0 to below 1 for attention and MLP of each of {len(blocks)} blocks.")
     check_prunable(blocks, method)
     for block in blocks:
-        if method == "sparsellm" and not hasattr(block.mlp, "gate_proj"):
-            raise ModelError("SparseLLM is built for gated FFNs; this model's have no gate.")
         for name, matrix in matrices(block).items():
             if pattern and matrix.in_features % pattern.m:
                 raise StrategyError(f"{name} reads {matrix.in_features} inputs, which {pattern} does not divide.")
@@ -139,8 +137,7 @@ def check_prunable(blocks: list[Block], method: Method) -> None:
         ModelError: it says why.
     """
     for block in blocks if method == "sparsellm" else ():
-        if any(matrix.bias is not None for name, matrix in matrices(block).items() if name in READERS[2] + READERS[3]):
-            raise ModelError("SparseLLM is built for gated FFNs without biases; this model's have some.")
+        check_ffn(block.mlp)
 
 
 def enter(model: Any, blocks: list[Block], windows: Windows) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -213,11 +210,16 @@ def gather(block: Block, hidden: Tensor, call: dict[str, Any], method: Method, k
             if method != "sparsellm" or place < 2:  # the FFN's are worked out from its inputs
                 hooks.append(own[names[-1]].register_forward_pre_hook(square(place)))
         if method == "sparsellm":
-            hooks.append(block.mlp.register_forward_hook(lambda m, i, o: seen.append((i[0][0].float(), o[0].float()))))
+            hooks.append(block.mlp.register_forward_hook(lambda m, i, o: seen.append((_rows(i[0]), _rows(o)))))
         run(block, hidden, call, keep)
     if seen:
         found.ffn = torch.cat([x for x, _ in seen]), torch.cat([y for _, y in seen])
     return found
+
+
+def _rows(states: Tensor) -> Tensor:
+    """Of every token, in float32; OPT's layers pass tokens to their MLP without a batch."""
+    return states.flatten(0, -2).float()
 
 
 @contextmanager
@@ -251,9 +253,8 @@ def _prune(
     if method == "sparsellm" and shares[1]:
         assert gathered.ffn is not None
         inputs, targets = gathered.ffn
-        chosen = [own[name].weight.data for name in ("up_proj", "gate_proj", "down_proj")]
-        ffn = GatedFfn([weight.float() for weight in chosen], inputs, targets, block.mlp.act_fn)
-        pruned, trace = sparsellm(ffn, targets, shares[1], pattern, EPOCHS)
+        chosen = [own[name].weight.data for name in ffn_matrices(block.mlp)]
+        pruned, trace = sparsellm(open_ffn(block.mlp, inputs, targets), targets, shares[1], pattern, EPOCHS)
         for weight, new in zip(chosen, pruned, strict=True):
             weight.copy_(new)
     return trace

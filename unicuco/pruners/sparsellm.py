@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from unicuco.errors import ModelError
 from unicuco.pruners.masks import Pattern
 from unicuco.pruners.sparsegpt import inverse_factor, sparsegpt
 
@@ -221,6 +222,34 @@ class ReluFfn:
             return alpha * (z - m).square() + gamma * (p - z.relu()).square()
 
         self._z = torch.where(cost(above) <= cost(below), above, below)
+
+
+def ffn_matrices(mlp: Any) -> tuple[str, ...]:
+    """The matrices of an MLP, in the order of its ``Ffn.weights``."""
+    return ("up_proj", "gate_proj", "down_proj") if hasattr(mlp, "gate_proj") else ("up_proj", "down_proj")
+
+
+def check_ffn(mlp: Any) -> None:
+    """
+    Raises:
+        ModelError: an MLP for which there are no closed steps.
+    """
+    biased = any(getattr(mlp, name).bias is not None for name in ffn_matrices(mlp))
+    if hasattr(mlp, "gate_proj") and biased:
+        raise ModelError("SparseLLM is built for gated FFNs without biases; this model's have some.")
+    if not hasattr(mlp, "gate_proj") and not isinstance(mlp.act_fn, nn.ReLU):
+        raise ModelError("SparseLLM is built for gated FFNs and for those with a ReLU; this model's have neither.")
+
+
+def open_ffn(mlp: Any, inputs: Tensor, targets: Tensor) -> Ffn:
+    """The auxiliaries of an MLP at their dense values; ``inputs`` and dense ``targets`` are ``tokens x hidden``."""
+    linears = [getattr(mlp, name) for name in ffn_matrices(mlp)]
+    weights = [linear.weight.data.float() for linear in linears]
+    if hasattr(mlp, "gate_proj"):
+        return GatedFfn(weights, inputs, targets, mlp.act_fn)
+    nothing = [weight.new_zeros(len(weight)) for weight in weights]
+    biases = [none if li.bias is None else li.bias.data.float() for li, none in zip(linears, nothing, strict=True)]
+    return ReluFfn(weights, biases, inputs, targets)
 
 
 def newton_gate(s: Tensor, wanted: Tensor, z: Tensor, p: Tensor, act: Activation, of: Penalties) -> Tensor:

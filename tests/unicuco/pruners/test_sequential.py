@@ -98,14 +98,16 @@ def test_patterns_hold_in_every_group(method: Any) -> None:
             assert ((matrix.weight.reshape(-1, 4) != 0).sum(dim=1) <= 2).all()
 
 
-def test_better_pruners_stay_nearer_to_the_dense_model() -> None:
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_better_pruners_stay_nearer_to_the_dense_model(family: str) -> None:
+    """Gated MLPs, and OPT's: a ReLU between two matrices with biases."""
     text = windows(24, 32)
     errors = {}
-    dense = random_model("llama")
+    dense = random_model(family)
     with torch.no_grad():
         wanted = torch.cat([dense(input_ids=row[None]).logits for row in torch.from_numpy(text.tokens).long()])
         for method in METHODS:
-            model = random_model("llama")
+            model = random_model(family)
             prune_in_place(model, text, method, [(0.6, 0.6)] * BLOCKS)
             found = torch.cat([model(input_ids=row[None]).logits for row in torch.from_numpy(text.tokens).long()])
             errors[method] = float((found - wanted).square().mean())
@@ -113,9 +115,9 @@ def test_better_pruners_stay_nearer_to_the_dense_model() -> None:
     assert errors["sparsellm"] < errors["sparsegpt"]
 
 
-def test_sparsellm_is_refused_without_a_gate() -> None:
-    model = random_model("opt")
-    with pytest.raises(ModelError, match="have no gate"):
+def test_sparsellm_is_refused_without_a_gate_or_a_relu() -> None:
+    model = random_model("gpt2")
+    with pytest.raises(ModelError, match="those with a ReLU; this model's have neither"):
         prune_in_place(model, windows(), "sparsellm", HALF)
     assert not any(share for block in zeros(model) for share in block.values())
 
