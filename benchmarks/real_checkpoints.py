@@ -34,7 +34,7 @@ from transformers.utils import logging
 
 from benchmarks.harness import MODEL, console, finish, parser, surroundings
 from benchmarks.tiny_families import PrefixPruner, logits_of, masked_model
-from unicuco.calibration import Domain, first_windows, read_text, window_start
+from unicuco.calibration import CHARS_PER_TOKEN, Domain, first_windows, read_text, window_start
 from unicuco.checkpoint import write_checkpoint
 from unicuco.checkpoint.card import file_digests
 from unicuco.models.geometry import Geometry
@@ -189,6 +189,7 @@ def main() -> None:
     base = load_base_model(given.model, dtype="float32")
     tokenizer = load_tokenizer(base.source)
     start, text = window_start(tokenizer), read_text(Domain.parse(given.text))
+    text = text[: CHARS_PER_TOKEN * given.tokens]  # reading all of a long one into tokens takes a minute
     tokens = torch.from_numpy(first_windows(text, tokenizer, given.tokens, given.window).tokens).long()
     prompts = [tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in PROMPTS]
     dense = {"as the tokenizer begins": dense_perplexity(base.model, tokens)}
