@@ -144,15 +144,44 @@ def draw_windows(config: CalibrationConfig, tokenizer: Any, role: Role, count: i
     return Windows(table, np.array(owner, dtype=np.int32), names)
 
 
-def first_windows(text: str, tokenizer: Any, tokens: int | None, window_length: int, name: str = "text") -> Windows:
-    """The first ``tokens`` tokens of ``text`` as consecutive windows: how perplexity is reported (docs/protocol.md)."""
+def first_windows(
+    text: str,
+    tokenizer: Any,
+    tokens: int | None,
+    window_length: int,
+    name: str = "text",
+    start: tuple[int, ...] | None = None,
+) -> Windows:
+    """The first tokens of ``text`` as consecutive windows: how perplexity is reported (docs/protocol.md).
+
+    Args:
+        tokens: all windows together hold at most so many; ``None``: the whole text.
+        start: what every window begins with, part of its length; ``None``: what the tokenizer begins a text with.
+    """
+    start = window_start(tokenizer) if start is None else start
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    usable = len(ids) if tokens is None else min(len(ids), tokens)
-    count = usable // window_length
+    step = window_length - len(start)
+    count = len(ids) // step if step > 0 else 0
+    if tokens is not None:
+        count = min(count, tokens // window_length)
     if count == 0:
         raise CalibrationError(f"The text holds {len(ids)} tokens, less than one window of {window_length}.")
-    table = np.array(ids[: count * window_length], dtype=np.int32).reshape(count, window_length)
+    table: np.ndarray = np.empty((count, window_length), dtype=np.int32)
+    table[:, : len(start)] = start
+    table[:, len(start) :] = np.array(ids[: count * step], dtype=np.int32).reshape(count, step)
     return Windows(table, np.zeros(count, dtype=np.int32), (name,))
+
+
+def window_start(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that ``tokenizer`` puts before every text: a BOS (Gemma, Llama 3), mostly none.
+
+    Models that were trained with one are lost without it. In the windows of ``draw_windows`` the tokenizer puts it.
+    """
+    bare, whole = (list(tokenizer("a", add_special_tokens=add)["input_ids"]) for add in (False, True))
+    for i in range(len(whole) - len(bare) + 1):
+        if whole[i : i + len(bare)] == bare:
+            return tuple(whole[:i])
+    return ()
 
 
 def count_spans(domain: Domain, window_length: int) -> int:

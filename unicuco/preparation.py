@@ -2,7 +2,7 @@
 
 A folder named by the hash of everything it depends on:
 
-- ``preparation.json``: what it is made of, and the geometry;
+- ``preparation.json``: what it is made of, the geometry, and the tokens that every window starts with;
 - ``order.safetensors``: per block, KV groups and neurons from most to least important;
 - ``factors.safetensors``: per block, the Cholesky factors of the ordered Gram matrices (width only);
 - ``levels.*.safetensors``: in the place of both, the level database of a sparsity pruner (unicuco/level_database.py);
@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unicuco.calibration import CalibrationConfig, Role, Windows, draw_windows
+from unicuco.calibration import CalibrationConfig, Role, Windows, draw_windows, window_start
 from unicuco.errors import PreparationError
 from unicuco.level_database import LevelDatabase, build_levels
 from unicuco.models.geometry import Geometry
@@ -196,7 +196,7 @@ def prepare(
         if not (target / "preparation.json").is_file():
             _clear_leftovers(target)
             with atomic_folder(target, replace=True) as scratch:  # what lies there lacks its description
-                _build(scratch, base, config, windows, digest, report)
+                _build(scratch, base, config, windows, digest, window_start(tokenizer), report)
     return Preparation.open(target)
 
 
@@ -206,6 +206,7 @@ def _build(
     config: PreparationConfig,
     windows: dict[str, Windows],
     digest: str,
+    start: tuple[int, ...],
     report: Progress,
 ) -> None:
     space = SearchSpace(base.geometry, config.space)
@@ -229,6 +230,7 @@ def _build(
         "config": config.model_dump(mode="json"),
         "geometry": base.geometry.model_dump(mode="json"),
         "windows": {role: found.digest for role, found in windows.items()},
+        "starts_with": list(start),  # for readers: the windows hold it, and their digests know it
         "torch": torch.__version__,
     }
     write_json(scratch / "preparation.json", about)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.unicuco import tiny
-from unicuco.calibration import CalibrationConfig, Domain, Windows, draw_windows, first_windows, read_text
+from unicuco.calibration import CalibrationConfig, Domain, Windows, draw_windows, first_windows, read_text, window_start
 from unicuco.errors import CalibrationError
 
 ROLES: tuple[Any, ...] = ("calibration", "search", "margins", "heldout")
@@ -180,6 +180,22 @@ def test_first_windows_are_consecutive_and_bounded(text_file: Path) -> None:
     assert first_windows(text, tokenizer, None, 64).tokens.shape == (len(ids) // 64, 64)
     with pytest.raises(CalibrationError, match="less than one window of 64"):
         first_windows("w5 w6", tokenizer, None, 64)
+
+
+def test_every_window_starts_as_the_tokenizer_starts_a_text(text_file: Path) -> None:
+    text, plain, begins = text_file.read_text(), tiny.tokenizer(), tiny.tokenizer(bos=True)
+    ids = plain(text, add_special_tokens=False)["input_ids"]
+    assert window_start(plain) == () and window_start(begins) == (1,)
+    found = first_windows(text, begins, 1000, 64).tokens
+    assert found.shape == (15, 64) and (found[:, 0] == 1).all()
+    assert found[:, 1:].flatten().tolist() == ids[: 15 * 63]  # no token of the text is lost between windows
+    bare = first_windows(text, begins, 1000, 64, start=()).tokens
+    assert (bare == first_windows(text, plain, 1000, 64).tokens).all()
+    drawn = draw_windows(config(text_file), begins, "search")
+    assert (drawn.tokens[:, 0] == 1).all() and (drawn.tokens[:, 1:] > 2).all()
+    assert (drawn.tokens[:, 1:] == draw_windows(config(text_file), plain, "search").tokens[:, :-1]).all()
+    with pytest.raises(CalibrationError, match="less than one window of 1"):
+        first_windows(text, begins, None, 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from tests.unicuco.checkpoint_models import logits_of, tiny_model, tiny_tokenizer, write
 from unicuco.checkpoint.gguf import write_gguf
-from unicuco.errors import CheckpointError
+from unicuco.errors import CheckpointError, ModelError
+from unicuco.models.source import find_model
 from unicuco.space import Shape
 
 UNIFORM = Shape((2, 0, 2, 2), (64, 0, 64, 64))
@@ -50,6 +52,21 @@ def test_what_is_read_back_is_the_checkpoint(family: str, dtype: torch.dtype, tm
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
     assert tokenizer(TEXT).input_ids == AutoTokenizer.from_pretrained(folder)(TEXT).input_ids
     assert tokenizer.eos_token_id == 2
+
+
+def test_a_base_model_may_be_the_file_or_the_folder_that_holds_it(tmp_path: Path) -> None:
+    folder = write(tiny_model("llama", vocab_size=320), UNIFORM, tmp_path / "c", "uniform", tokenizer=byte_pairs(300))
+    file = tmp_path / "gguf" / "small.gguf"
+    file.parent.mkdir()
+    write_gguf(folder, file, "default")
+    source = find_model(str(file.parent))
+    assert source.folder == find_model(str(file)).folder and (source.folder / "model.safetensors").is_file()
+    shutil.copy(file, file.with_name("other.gguf"))
+    with pytest.raises(ModelError, match=r"several GGUF files \(other.gguf, small.gguf\); name one of them"):
+        find_model(str(file.parent))
+    shutil.copy(folder / "model.safetensors", file.parent)
+    shutil.copy(folder / "config.json", file.parent)
+    assert find_model(str(file.parent)).folder == file.parent, "safetensors go first"
 
 
 def test_what_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def test_the_same_inputs_have_the_same_name_and_others_another(load: Load, text_
     assert len(names) == 6 and len({p.folder for p in [first, *others]}) == 6
 
 
+def test_what_windows_start_with_is_recorded(load: Load, text_file: Path, tmp_path: Path) -> None:
+    config = tiny.preparation_config(text_file)
+    for bos, start in ((False, []), (True, [1])):
+        found = prepare(load("llama"), tiny.tokenizer(bos), config, root=tmp_path / str(bos))
+        assert json.loads((found.folder / "preparation.json").read_text())["starts_with"] == start
+        windows = (found.calibration_windows, found.search_windows, found.margin_windows(0))
+        assert all((w.tokens[:, 0] == 1).all() == bos for w in windows)
+
+
 def test_it_is_built_once(load: Load, text_file: Path, tmp_path: Path) -> None:
     first = build(load, text_file, tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in first.folder.iterdir()}

@@ -93,15 +93,18 @@ def save_model(folder: Path, family: str, seed: int = 0, **changes: Any) -> Path
     return folder
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Word level: ``<pad> <s> </s> <unk> w4 ... w299``, no special tokens added."""
+def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """Word level: ``<pad> <s> </s> <unk> w4 ... w299``, no special tokens added but ``<s>`` with ``bos``."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
 
     words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(4, VOCAB))]
     found = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     found.pre_tokenizer = Whitespace()
+    if bos:
+        found.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=found, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )

@@ -1,4 +1,4 @@
-"""Where a base model comes from: a hub id, a local folder, a GGUF file, a URI of one, or the built-in ``smollm2``.
+"""Where a base model comes from: a hub id, a local folder, a GGUF file or its folder, a URI, or ``smollm2``.
 
 Everything becomes a local folder that plain transformers loads. GGUF files are converted once (dequantised, saved as
 bfloat16 safetensors) into the cache.
@@ -54,7 +54,7 @@ def find_model(spec: str, revision: str | None = None) -> ModelSource:
             raise ModelError(f"No GGUF file at {spec}.")
         folder = _converted(Path(spec).expanduser())
     elif Path(spec).expanduser().is_dir():
-        folder = Path(spec).expanduser().resolve()
+        folder = _of_folder(Path(spec).expanduser().resolve())
     elif spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise ModelError(f"No folder at {spec}. A base model is a local folder, a .gguf file, a hub id, or 'smollm2'.")
     else:
@@ -64,6 +64,21 @@ def find_model(spec: str, revision: str | None = None) -> ModelSource:
     if not list(folder.glob("*.safetensors")):
         raise ModelError(f"{spec} holds no .safetensors weights; other formats can run code when read and are refused.")
     return ModelSource(spec, folder, _folder_digest(folder))
+
+
+def _of_folder(folder: Path) -> Path:
+    """``folder`` itself, or what its only GGUF file is converted to where it has no safetensors.
+
+    Raises:
+        ModelError: several GGUF files lie there.
+    """
+    files = sorted(folder.glob("*.gguf"))
+    if not files or list(folder.glob("*.safetensors")):
+        return folder
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise ModelError(f"{folder} holds several GGUF files ({names}); name one of them.")
+    return _converted(files[0])
 
 
 def _built_in_file(name: str) -> Path:
