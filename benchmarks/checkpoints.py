@@ -2,7 +2,7 @@
 
     python -m benchmarks.checkpoints [--only export] --json FILE
 
-- ``export_ratio``: seconds of ``write_checkpoint(verify=False)``, tokenizer, digests and fsync included, of a model that
+- ``export_ratio``: seconds of ``write_checkpoint(verify=False)``, with tokenizer, digests and fsync, of a model that
   is pinned and was measured, so that its projections are solved already (as in ``unicuco prune`` and in the service) ÷
   those of ``save_file`` on the same tensors in memory, which computes no digest and does not sync (goal 1.5);
 - ``export_ratio_cold``: the same of an export out of files, block by block (``unicuco prune --no-measure

@@ -45,7 +45,7 @@ class StoredTensor:
         tensor = torch.empty(self.shape, dtype=self.dtype)
         if tensor.numel() == 0:
             return tensor.to(dtype)
-        place = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        place: Any = tensor.view(-1).view(torch.uint8).numpy()
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.begin)
