@@ -2,12 +2,15 @@
 
     python -m benchmarks.checkpoints [--only export] --json FILE
 
-- ``export_ratio``: seconds of an export (opening the base model, pruning, writing, digests; as ``unicuco prune
-  --no-measure --no-verify``) ÷ those of ``save_file`` on the same tensors in memory, each the smallest of its rounds
-  in turns (goal 1.5); ``export_ratio_processor``: of processor time, which other work on the machine disturbs less.
-  Beside it: with the base model pinned and its projections solved already, as after measuring;
-  and what reading, solving and hashing alone take. ``export_peak_bytes``: largest memory of a process that exports,
-  over what it had after its imports.
+- ``export_ratio``: seconds of ``write_checkpoint(verify=False)``, with tokenizer, digests and fsync, of a model that
+  is pinned and was measured, so that its projections are solved already (as in ``unicuco prune`` and in the service) ÷
+  those of ``save_file`` on the same tensors in memory, which computes no digest and does not sync (goal 1.5);
+- ``export_ratio_cold``: the same of an export out of files, block by block (``unicuco prune --no-measure
+  --no-verify``): opening the base model, solving, and all of the above.
+  Both are the smallest of rounds in turns; ``..._processor``: of processor time, which other work on the machine
+  disturbs less. Beside them what the parts take alone: opening, reading blocks, solving, hashing, the tokenizer,
+  ``save_file`` with fsync. ``export_peak_bytes``: largest memory of a process that exports cold, over what it had after
+  its imports.
 - ``logits_max_diff``: largest difference of hetero and padded logits, in a fresh process, float32;
 - ``generates_equal``: greedy generation with cache gives the same tokens from both;
 - ``prefill_speedup``: prefill of 512 tokens with ``logits_to_keep=1``, dense ÷ hetero, the smaller of the two dtypes
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -61,6 +65,7 @@ from pathlib import Path
 import torch
 import unicuco.models.hetero
 from unicuco.checkpoint import write_checkpoint
+from unicuco.checkpoint.reload import peak_bytes as peak
 from unicuco.checkpoint.stream import StreamingPruner, open_base_model
 from unicuco.models.source import find_model
 from unicuco.preparation import Preparation, PreparationConfig, prepare
@@ -128,7 +133,7 @@ def run(rounds: int, only_export: bool) -> dict[str, Any]:
         dtype="float32 and bfloat16",
         threads=torch.get_num_threads(),
     )
-    found |= export(source, base, pruner, preparation, shape, max(rounds, 5))
+    found |= export(source, base, tokenizer, pruner, preparation, shape, max(rounds, 7))
     if only_export:
         return found | {"surroundings": about}
     card = CheckpointCard(
@@ -157,9 +162,15 @@ def run(rounds: int, only_export: bool) -> dict[str, Any]:
 
 
 def export(
-    source: ModelSource, base: BaseModel, pruner: Pruner, preparation: Preparation, shape: Shape, rounds: int
+    source: ModelSource,
+    base: BaseModel,
+    tokenizer: Any,
+    pruner: Pruner,
+    preparation: Preparation,
+    shape: Shape,
+    rounds: int,
 ) -> dict[str, Any]:
-    """Seconds of an export and of its parts, beside ``save_file`` on the same tensors; each the smallest of its rounds.
+    """Seconds of exports and of their parts, beside ``save_file`` on the same tensors; each the smallest of its rounds.
 
     Args:
         base: pinned, with its pruner.
@@ -167,16 +178,17 @@ def export(
     with tempfile.TemporaryDirectory(prefix="unicuco-bench-") as temporary:
         root = Path(temporary)
 
-        def streamed(target: Path) -> None:
+        def cold(target: Path) -> None:
             opened = open_base_model(source, "bfloat16")
             assert opened is not None
             own = StreamingPruner(opened, preparation)
-            write_checkpoint(opened.base, None, own, shape, target, verify=False)
+            write_checkpoint(opened.base, tokenizer, own, shape, target, verify=False)
 
-        def pinned(target: Path) -> None:
-            write_checkpoint(base, None, pruner, shape, target, verify=False)
+        def measured(target: Path) -> None:
+            write_checkpoint(base, tokenizer, pruner, shape, target, verify=False)
 
-        pinned(root / "first")
+        pruned_blocks(pruner, shape)  # as the measurement on fresh text does before an export
+        measured(root / "first")
         tensors = {name: t.clone() for name, t in load_file(root / "first" / "model.safetensors").items()}
         buffers = [tensor.view(-1).view(torch.uint8).numpy() for tensor in tensors.values()]
 
@@ -185,10 +197,17 @@ def export(
             for buffer in buffers:
                 digest.update(buffer)
 
-        def opened_and_read(target: Path) -> None:
-            opened = open_base_model(source, "bfloat16")
-            assert opened is not None
-            for name in opened.files:
+        def synced(target: Path) -> None:
+            save_file(tensors, target)
+            with open(target, "rb") as file:
+                os.fsync(file.fileno())
+
+        opened = open_base_model(source, "bfloat16")
+        assert opened is not None
+        inside = [name for name, p in opened.base.model.named_parameters() if p.is_meta]
+
+        def read(target: Path) -> None:
+            for name in inside:
                 opened.read(name)
 
         def solved(target: Path) -> None:
@@ -196,11 +215,14 @@ def export(
 
         ways = {
             "save_file": lambda target: save_file(tensors, target),
-            "export": streamed,
-            "export_pinned": pinned,
-            "export_part_hashing": hashed,
-            "export_part_reading": opened_and_read,
-            "export_part_solving": solved,
+            "export": measured,
+            "export_cold": cold,
+            "part_opening": lambda target: open_base_model(source, "bfloat16"),
+            "part_reading": read,
+            "part_solving": solved,
+            "part_hashing": hashed,
+            "part_tokenizer": tokenizer.save_pretrained,
+            "save_file_fsync": synced,
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         processor: dict[str, list[float]] = {name: [] for name in ways}
@@ -223,8 +245,9 @@ def export(
     least = {name: min(times) for name, times in processor.items()}
     return {
         "export_ratio": best["export"] / best["save_file"],
-        "export_ratio_pinned": best["export_pinned"] / best["save_file"],
         "export_ratio_processor": least["export"] / least["save_file"],
+        "export_ratio_cold": best["export_cold"] / best["save_file"],
+        "export_ratio_cold_processor": least["export_cold"] / least["save_file"],
         **{f"{name}_seconds": value for name, value in best.items()},
         **{f"{name}_processor_seconds": value for name, value in least.items()},
         "export_bytes": sum(tensor.nbytes for tensor in tensors.values()),

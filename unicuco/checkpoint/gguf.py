@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unicuco.checkpoint.stream import tensor_files
+from unicuco.checkpoint.files import tensor_files
 from unicuco.errors import CheckpointError
 from unicuco.storage import atomic_file
 

@@ -14,6 +14,7 @@ with smaller numbers.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,29 +78,37 @@ def layers_prefix(model: nn.Module) -> str:
 
 def hetero_tensors(base: BaseModel, pruned: list[PrunedBlock], layers: list[StoredLayer]) -> dict[str, Tensor]:
     """State dict of the ``hetero`` model; pruned tensors are views of the pruner's."""
-    blocks = find_blocks(base.model)
-    tensors = outer_tensors(base.model)
-    prefix = layers_prefix(base.model)
+    tensors, prefix, blocks = outer_tensors(base.model), layers_prefix(base.model), find_blocks(base.model)
+    for i, layer in enumerate(layers):
+        found = layer_tensors(blocks, pruned, layer)
+        tensors |= {f"{prefix}{i}.{name}": tensor for name, tensor in found.items()}
+    return tensors
+
+
+def layer_tensors(blocks: list[Block], pruned: Sequence[PrunedBlock], layer: StoredLayer) -> dict[str, Tensor]:
+    """State dict of one stored layer, named from the layer on; each of its blocks is asked for once, in order."""
+    needed = sorted({layer.attention, *([] if layer.mlp is None else [layer.mlp]), *layer.leading, *layer.trailing})
+    left = {index: pruned[index] for index in needed}
+    tensors: dict[str, Tensor] = {}
 
     def put(where: str, block: Block, named: dict[str, Tensor], norms: tuple[str, ...]) -> None:
-        tensors.update({f"{where}.{name}": tensor for name, tensor in named.items()})
+        tensors.update({f"{where}{name}": tensor for name, tensor in named.items()})
         for norm in norms:
             found = getattr(block.layer, norm).state_dict()
-            tensors.update({f"{where}.{norm}.{name}": tensor for name, tensor in found.items()})
+            tensors.update({f"{where}{norm}.{name}": tensor for name, tensor in found.items()})
 
     def put_mlp(where: str, index: int) -> None:
         block = blocks[index]
-        put(where, block, stored_tensors(block.mlp, "mlp", pruned[index].mlp), block.mlp_norms)
+        put(where, block, stored_tensors(block.mlp, "mlp", left[index].mlp), block.mlp_norms)
 
-    for i, layer in enumerate(layers):
-        block, left = blocks[layer.attention], pruned[layer.attention]
-        named = stored_tensors(block.attention, block.attention_name, left.attention)
-        put(f"{prefix}{i}", block, named, block.attention_norms)
-        if layer.mlp is not None:
-            put_mlp(f"{prefix}{i}", layer.mlp)
-        for place, indices in (("leading", layer.leading), ("trailing", layer.trailing)):
-            for j, index in enumerate(indices):
-                put_mlp(f"{prefix}{i}.{place}.{j}", index)
+    block = blocks[layer.attention]
+    named = stored_tensors(block.attention, block.attention_name, left[layer.attention].attention)
+    put("", block, named, block.attention_norms)
+    if layer.mlp is not None:
+        put_mlp("", layer.mlp)
+    for place, indices in (("leading", layer.leading), ("trailing", layer.trailing)):
+        for j, index in enumerate(indices):
+            put_mlp(f"{place}.{j}.", index)
     return tensors
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -23,11 +23,13 @@ from torch import Tensor
 from unicuco.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
-_DTYPES = {
+DTYPE_NAMES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
 }  # fmt: skip
 """In the order in which safetensors lays them out, last first."""
+_BATCH = 4 << 20
+"""Bytes handed at once to the threads that write and hash; twice that is held, or two tensors where they are larger."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def write_shards(
     )
     digests = {}
     for name, names in split.filename_to_tensors.items():
-        order = sorted(names, key=lambda one: (-list(_DTYPES).index(specs[one].dtype), one))
+        order = sorted(names, key=lambda one: (-list(DTYPE_NAMES).index(specs[one].dtype), one))
         header = _header({one: specs[one] for one in order})
         pieces = (_bytes(one, tensor(one), specs[one]) for one in order)
         digests[name] = _write(folder / name, header, pieces)
@@ -107,7 +109,7 @@ def _header(specs: Mapping[str, Spec]) -> bytes:
     begin = 0
     for name, spec in specs.items():
         end = begin + spec.bytes
-        entries[name] = {"dtype": _DTYPES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
+        entries[name] = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -123,15 +125,35 @@ def _bytes(name: str, tensor: Tensor, spec: Spec) -> Any:
 
 
 def _write(path: Path, header: bytes, pieces: Iterable[Any]) -> dict[str, Any]:
-    """Writes and hashes each piece in two threads while the next one is being made."""
+    """Writes and hashes pieces in two threads, some megabytes at a time, while the next ones are being made."""
     digest, size = hashlib.sha256(), 0
     with open(path, "wb") as file, ThreadPoolExecutor(2) as pool:
         pending: list[Future[Any]] = []
-        for piece in chain([header], pieces):
+        for batch in _batches(chain([header], pieces)):
             for future in pending:
                 future.result()
-            pending = [pool.submit(digest.update, piece), pool.submit(file.write, piece)]
-            size += len(piece)
+            pending = [pool.submit(_each, digest.update, batch), pool.submit(_each, file.write, batch)]
+            size += sum(len(piece) for piece in batch)
+            del batch  # the next one is made before this name is given to it
         for future in pending:
             future.result()
     return {"sha256": digest.hexdigest(), "bytes": size}
+
+
+def _batches(pieces: Iterable[Any]) -> Iterator[list[Any]]:
+    """``pieces`` in lists of ``_BATCH`` bytes: handing one to a thread costs more than writing a small one."""
+    batch: list[Any] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _each(do: Callable[[Any], Any], batch: Iterable[Any]) -> None:
+    for piece in batch:
+        do(piece)

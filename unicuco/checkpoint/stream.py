@@ -6,14 +6,16 @@ same pruner as ever, on a model of that one block, and forgotten when another bl
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
-import json
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unicuco.checkpoint.files import StoredTensor, find_tensors, tensor_files
+from unicuco.checkpoint.layout import layers_prefix
 from unicuco.errors import ModelError, PreparationError
 from unicuco.models.load import DTYPES, BaseModel
 from unicuco.models.separate import is_separated
@@ -22,8 +24,6 @@ from unicuco.models.source import ModelSource
 from unicuco.preparation import Preparation
 from unicuco.pruners.base import PrunedBlock, Pruner
 from unicuco.pruners.build import build_pruner
-
-_INDEX = "model.safetensors.index.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,12 @@ class OpenedModel:
     """
 
     base: BaseModel
-    files: dict[str, Path]
-    """File of each tensor."""
+    tensors: dict[str, StoredTensor]
+    """Where each of its tensors lies."""
 
     def read(self, name: str) -> Tensor:
         """A tensor in the base model's dtype, in memory of its own."""
-        return _read(self.files[name], name, self.base.model.dtype)
+        return self.tensors[name].read(self.base.model.dtype)
 
 
 def open_base_model(source: ModelSource, dtype: str, trust_remote_code: bool = False) -> OpenedModel | None:
@@ -71,10 +71,9 @@ def open_base_model(source: ModelSource, dtype: str, trust_remote_code: bool = F
     if (source.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source.folder)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied ones once
-    files = tensor_files(source.folder)
-    found = {name: _shape(files[name], name) for name in shapes if name in files}
+    found = find_tensors(tensor_files(source.folder), shapes)
     persistent = set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    if found != shapes or persistent:
+    if found is None or {name: one.shape for name, one in found.items()} != shapes or persistent:
         return None
     in_blocks = {
         id(parameter)
@@ -84,9 +83,9 @@ def open_base_model(source: ModelSource, dtype: str, trust_remote_code: bool = F
     }
     for name, parameter in list(model.named_parameters()):
         if id(parameter) not in in_blocks:
-            _put(model, name, _read(files[name], name, DTYPES[dtype]))
+            _put(model, name, found[name].read(DTYPES[dtype]))
     model.tie_weights()
-    return OpenedModel(BaseModel(source, model, read_geometry(model)), files)
+    return OpenedModel(BaseModel(source, model, read_geometry(model)), found)
 
 
 class StreamingPruner:
@@ -105,8 +104,8 @@ class StreamingPruner:
         self.name: str = preparation.config.space.pruner
         self._opened, self._preparation = opened, preparation
         self._blocks = find_blocks(base.model)
-        layers = [block.layer for block in self._blocks]
-        self._names = [next(name for name, m in base.model.named_modules() if m is layer) for layer in layers]
+        prefix = layers_prefix(base.model)
+        self._names = [f"{prefix}{index}" for index in range(len(self._blocks))]
         self._held: tuple[int, Pruner] | None = None
 
     def pruned_block(self, block: int, groups: int, neurons: int) -> PrunedBlock:
@@ -127,6 +126,7 @@ class StreamingPruner:
             del pruner
             for name in self._tensors(held):
                 _put(self._opened.base.model, name, self._get(name).to("meta"))
+            return_freed_memory()
         for name in self._tensors(block):
             _put(self._opened.base.model, name, self._opened.read(name))
         base = self._opened.base
@@ -185,41 +185,6 @@ def _as_first(name: str) -> str:
     return ".".join([kind, "0", *rest])
 
 
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Where each tensor of a Hugging Face folder lies."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if (folder / _INDEX).is_file():
-            places = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-            return {name: folder / file for name, file in places.items()}
-        path = folder / "model.safetensors"
-        with safe_open(path, "pt") as file:
-            return dict.fromkeys(file.keys(), path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"The weights in {folder} cannot be read: {error}.") from error
-
-
-def _shape(path: Path, name: str) -> tuple[int, ...]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return tuple(file.get_slice(name).get_shape())
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"The weights in {path} cannot be read: {error}.") from error
-
-
-def _read(path: Path, name: str, dtype: torch.dtype) -> Tensor:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:  # opened each time: pages of a mapped file count as memory until it closes
-            return file.get_tensor(name).to(dtype, copy=True)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"The weights in {path} cannot be read: {error}.") from error
-
-
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     model.get_submodule(owner)._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
@@ -228,3 +193,21 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
 def _compact(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().contiguous()
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
+def return_freed_memory() -> None:
+    """Gives the system what has been freed; a no-op where the C library is not glibc.
+
+    glibc keeps freed memory in its heap, where the matrices of the next block often do not fit between what is left:
+    without this the process grew by two thirds of a block with every block.
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # TypeError: on Windows
+        return None

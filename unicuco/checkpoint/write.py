@@ -19,6 +19,7 @@ from unicuco.checkpoint.layout import (
     clean_config,
     hetero_config,
     hetero_tensors,
+    layer_tensors,
     layers_prefix,
     outer_tensors,
     padded_layer,
@@ -180,19 +181,14 @@ def _plan(
         names = hetero_tensors(base, ghosts, layers)
 
         def layer(index: int) -> dict[str, Tensor]:
-            stored = layers[index]
-            needed = {stored.attention, stored.mlp, *stored.leading, *stored.trailing} - {None}
-            pruned = [blocks[b] if b in needed else ghost for b, ghost in enumerate(ghosts)]
-            own = f"{prefix}{index}."
-            return {name: t for name, t in hetero_tensors(base, pruned, layers).items() if name.startswith(own)}
+            return layer_tensors(sources, blocks, layers[index])
     else:
         config, kind = clean_config(base), type(base.model)
         names = stored_names(base.model)
 
         def layer(index: int) -> dict[str, Tensor]:
             pruned = blocks[index]  # first: it brings the block's own weights
-            found = padded_layer(sources[index], pruned, base.model.dtype)
-            return {f"{prefix}{index}.{name}": tensor for name, tensor in found.items()}
+            return padded_layer(sources[index], pruned, base.model.dtype)
 
     with torch.device("meta"):
         model: Any = kind(config)
@@ -210,11 +206,11 @@ def _plan(
         nonlocal held
         if not name.startswith(prefix):
             return outer[name]
-        index = int(name.removeprefix(prefix).split(".")[0])
-        if held[0] != index:
+        place, _, own = name.removeprefix(prefix).partition(".")
+        if held[0] != int(place):
             held = (-1, {})
-            held = (index, layer(index))
-        return held[1][name]
+            held = (int(place), layer(int(place)))
+        return held[1].pop(own)
 
     return model, specs, tensor
 

@@ -112,5 +112,8 @@ def compensated(factor: Tensor, weight: Tensor, kept: int) -> Tensor:
         return weight
     head, tail = weight[:, :kept], weight[:, kept:]
     spill = tail.to(factor.dtype) @ factor[kept:, :kept]
-    update = torch.linalg.solve_triangular(factor[:kept, :kept], spill, upper=False, left=False)
+    square = factor[
+        :kept, :kept
+    ].contiguous()  # a slice would be copied all the same, column by column, which is slower
+    update = torch.linalg.solve_triangular(square, spill, upper=False, left=False)
     return head + update.to(head.dtype)
