@@ -81,7 +81,7 @@ def finished_ids(run: Path) -> list[str]:
     return [e.eval_id for path in sorted((run / "evaluations").glob("*.parquet")) for e in read_evaluations(path)]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
@@ -91,7 +91,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 
 def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
     def watch() -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while not condition() and time.monotonic() < end:
             time.sleep(0.01)
         action()

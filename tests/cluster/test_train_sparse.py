@@ -19,7 +19,7 @@ from tests.cluster.tiny import make_model, make_text
 from unicuco.errors import CheckpointError, RequestError
 from unicuco.evaluator import EvaluatorConfig
 from unicuco.policy import Policy
-from unicuco.prune import prune
+from unicuco.prune import Writing, prune
 from unicuco.request import Request
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def test_an_answer_is_pruned_again_in_order_measured_and_described_honestly(trai
 
 def test_narrow_shapes_are_refused_before_any_work(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="use 'padded'"):
-        prune(trained.run, Request(kept=0.4), tmp_path / "sparse", layout="hetero")
+        prune(trained.run, Request(kept=0.4), tmp_path / "sparse", Writing(layout="hetero"))
     assert not (tmp_path / "sparse").exists()
 
 
