@@ -79,8 +79,8 @@ def test_every_family_that_transformers_can_split_can_be_split() -> None:
 
 @pytest.mark.parametrize("family", PARALLEL)
 def test_tensor_parallelism_is_declared_for_every_projection(family: str, tmp_path: Path) -> None:
-    """transformers' own plan, looked up as transformers does (digits are stars); MLPs around an attention as the rest."""
-    folder = write(tiny_model(family), Shape((0, 0, 1, 0), (16, 32, 0, 48)), tmp_path / "h", "hetero")
+    """transformers' own plan, looked up as transformers does: digits are stars. MLPs around an attention too."""
+    folder = write(tiny_model(family), Shape((0, 1, 1, 0), (16, 32, 16, 48)), tmp_path / "h", "hetero")
     model = load(folder)
     plan = config_class(family).base_model_tp_plan
     styles = {}
