@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from unicuco.answers import compose
-from unicuco.errors import PolicyError
+from unicuco.errors import PolicyError, RequestError
 from unicuco.objectives import tchebycheff
 from unicuco.policy import BYTES_PER_PARAM, Policy
 from unicuco.prospects import Prospect
@@ -27,9 +27,11 @@ def answer_uniform(policy: Policy, request: Request, bytes_per_param: int = BYTE
     """Answers ``request`` as ``Policy.answer`` does, with a uniform strategy.
 
     Raises:
-        RequestError: it names an objective or a domain that this policy does not have.
+        RequestError: it names an objective or a domain that this policy does not have, or bounds latency.
         PolicyError: no uniform strategy but the dense model is in the policy's search space.
     """
+    if request.max_latency_ms is not None:
+        raise RequestError("The layout 'uniform' keeps bounds on size and quality, not on latency; use 'hetero'.")
     wish = read_wish(request, policy.qualities.names, policy.domains)
     budget = budget_of(request, policy.space, bytes_per_param)
     found = uniform_prospects(policy, bytes_per_param)

@@ -81,6 +81,8 @@ def test_bounds_on_quality_and_preferences(mixed: tuple[Policy, KnownDamage]) ->
     assert not nothing.feasible and "parameters are left" in nothing.note
     with pytest.raises(RequestError, match="names 'poetry'"):
         uniform(policy, preference={"size": 1, "poetry": 1})
+    with pytest.raises(RequestError, match="not on latency"):
+        uniform(policy, kept=0.6, max_latency_ms=5.0)
 
 
 def test_whole_blocks_alone_are_always_uniform(tmp_path: Path) -> None:
