@@ -199,6 +199,7 @@ class LearnerActor:
         while not learner.finished():
             self._take(learner, await self._pool.next_outcomes())
             await self._notify()
+            await asyncio.sleep(0)  # more may be there already; who asks in between comes first
 
     def _take(self, learner: LearnerLike, outcomes: list[Outcome]) -> None:
         # Together: each write to disk is flushed, and many evaluators would have to wait for one another's.

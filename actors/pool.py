@@ -24,6 +24,9 @@ from unicuco.errors import UniCuCoError
 from unicuco.evaluations import Candidate
 
 DEATHS = (RayActorError, OutOfMemoryError)
+OUTCOMES_AT_ONCE = 16
+"""Each batch is one write to disk, which hundreds of evaluators that end together need; but while it is prepared nobody
+is asked or told anything else."""
 """What a call to an actor raises when the actor's process ended. Where Ray's memory monitor ended it, the error is not
 an actor's, but the actor is restarted like any other."""
 
@@ -128,13 +131,13 @@ class EvaluatorPool:
         self._spawn(self._fly(worker, flight, worker.handle.evaluate.remote(candidate)))
 
     async def next_outcomes(self) -> list[Outcome]:
-        """The next thing that happened, and what else has happened since, in order.
+        """The next thing that happened, and what else has happened since, in order; ``OUTCOMES_AT_ONCE`` at most.
 
         Raises:
             UniCuCoError: an evaluator cannot be set up, or all of them fail; what happened before comes first.
         """
         found: list[Outcome] = []
-        while not found or not self._outcomes.empty():
+        while not found or (len(found) < OUTCOMES_AT_ONCE and not self._outcomes.empty()):
             outcome = await self._outcomes.get()
             if isinstance(outcome, BaseException):
                 if not found:

@@ -8,7 +8,7 @@ log of ``--policy`` is known to it.
 
 - ``utilisation_64``: 64 evaluators, a process each (goal 0.95); ``utilisation_256``: 16 processes of 16 (goal 0.9):
   the share of all evaluators' time in which they had a candidate, from when all are ready, for ``--minutes``;
-- ``ask_p99_ms``, ``tell_p99_ms``: of the learner in that time, while it trains (goal 50); a tell may tell several;
+- ``ask_p99_ms``, ``tell_p99_ms``: of the learner in that time, while it trains (goal 50); ``told_p99``: how many evaluations a tell had;
   ``tell_p99_starting_ms``: before, while this one machine starts all the evaluators' processes;
 - ``learner_cpu_s``: processor time of the learner per evaluation, trainings included; ``improvised``: the share of
   candidates that were not proposed by a training because none had come in time;
@@ -60,6 +60,7 @@ class TimedLearner:
         log = EvaluationLog(evaluations)
         self._learner = Learner(parts.space, parts.damage, LearnerConfig(**config), log, margin_groups=GROUP)
         self.ask_ms, self.tell_ms = list[tuple[float, float]](), list[tuple[float, float]]()
+        self.told = list[tuple[float, float]]()
         self.trainings = list[float]()
 
     def __getattr__(self, name: str) -> Any:
@@ -76,6 +77,7 @@ class TimedLearner:
         began = time.perf_counter()
         new = self._learner.tell(*evaluations)
         self.tell_ms.append((time.time(), 1e3 * (time.perf_counter() - began)))
+        self.told.append((time.time(), len(evaluations)))
         return new
 
     def train(self) -> None:
@@ -89,7 +91,7 @@ class TimedActor(LearnerActor):
 
     async def timings(self) -> dict[str, list[Any]]:
         learner: Any = await self._built()
-        return {name: list(getattr(learner, name)) for name in ("ask_ms", "tell_ms", "trainings")}
+        return {name: list(getattr(learner, name)) for name in ("ask_ms", "tell_ms", "told", "trainings")}
 
 
 class GroupedActor(TimedActor):
@@ -155,6 +157,7 @@ def run(policy: Path, oracle: Path, folder: Path, count: int, seconds: float) ->
         "evaluations": len(log),
         "ask_p99_ms": p99(timings["ask_ms"], before, until),
         "tell_p99_ms": p99(timings["tell_ms"], before, until),
+        "told_p99": p99(timings["told"], before, until),
         "tell_p99_starting_ms": p99(timings["tell_ms"], 0, before),
         "learner_cpu_s": cpu / len(inside),
         "trainings": len(timings["trainings"]),
@@ -165,8 +168,8 @@ def run(policy: Path, oracle: Path, folder: Path, count: int, seconds: float) ->
 
 
 def p99(timed: list[tuple[float, float]], since: float, until: float) -> float:
-    """99th percentile of the milliseconds of what ended between two times; nan when nothing did."""
-    found = [milliseconds for ended, milliseconds in timed if since <= ended <= until]
+    """99th percentile of what was measured at a time between two; nan when nothing was."""
+    found = [value for ended, value in timed if since <= ended <= until]
     return float(np.percentile(found, 99)) if found else float("nan")
 
 

@@ -15,7 +15,7 @@ import pytest
 from actors.factory import Factory
 from actors.outcomes import GivenUp, Joined, Measured, Returned
 from actors.placement import PoolPlan
-from actors.pool import EvaluatorPool, EvaluatorsLostError
+from actors.pool import OUTCOMES_AT_ONCE, EvaluatorPool, EvaluatorsLostError
 from unicuco.errors import ModelError
 from unicuco.evaluations import Candidate
 
@@ -149,5 +149,16 @@ def test_what_has_happened_meanwhile_comes_together(ray_session: None, tmp_path:
         assert {outcome.candidate.eval_id for outcome in found if isinstance(outcome, Measured)} == {
             candidate.eval_id for candidate in candidates(4)
         }
+
+    run_pool(work, notes=tmp_path)
+
+
+def test_a_batch_of_outcomes_is_bounded(ray_session: None, tmp_path: Path) -> None:
+    async def work(pool: EvaluatorPool) -> None:
+        while pool.ready < 2:
+            await pool.next_outcomes()
+        for _ in range(2 * OUTCOMES_AT_ONCE + 1):
+            pool.nudge()
+        assert [len(await pool.next_outcomes()) for _ in range(3)] == [OUTCOMES_AT_ONCE, OUTCOMES_AT_ONCE, 1]
 
     run_pool(work, notes=tmp_path)
