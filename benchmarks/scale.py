@@ -8,8 +8,8 @@ log of ``--policy`` is known to it.
 
 - ``utilisation_64``: 64 evaluators, a process each (goal 0.95); ``utilisation_256``: 16 processes of 16 (goal 0.9):
   the share of all evaluators' time in which they had a candidate, from when all are ready, for ``--minutes``;
-- ``ask_p99_ms``, ``tell_p99_ms``: of the learner in that time, while it trains (goal 50); ``told_p99``: how many evaluations a tell had;
-  ``tell_p99_starting_ms``: before, while this one machine starts all the evaluators' processes;
+- ``ask_p99_ms``, ``tell_p99_ms``: of the learner in that time, while it trains (goal 50); ``told_p99``: how many
+  evaluations a tell had; ``tell_p99_starting_ms``: before, while this machine starts all the evaluators' processes;
 - ``learner_cpu_s``: processor time of the learner per evaluation, trainings included; ``improvised``: the share of
   candidates that were not proposed by a training because none had come in time;
 - ``nodes_loss``: evaluations per second of 8 evaluators of 0.5 s on two nodes ÷ on one with as many processors,
