@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,11 +79,11 @@ def with_tables(
         return requests, {}
     name, tables = latency, {}
     if latency.endswith(".json"):
-        from unicuco.latency import load_table
+        from unicuco.latency import load_table, name_of
 
         if is_address(policy):
             raise RequestError("A service answers by its own latency tables: give --latency one of their names.")
-        name = re.sub(r"[^a-z0-9._-]", "-", Path(latency).stem.lower()).lstrip("._-")[:64] or "given"
+        name = name_of(Path(latency))
         tables[name] = load_table(Path(latency))
     return [make_request({"latency": name} | request.model_dump(exclude_none=True)) for request in requests], tables
 

@@ -173,7 +173,7 @@ class LatencyTable(Config):
         if self.geometry != space.geometry:
             raise LatencyError(
                 f"The latency table was measured on {self.model.get('spec', 'another base model')}, whose blocks "
-                "differ from those of this policy's base model; make one by 'unicuco profile'."
+                "differ from those of the base model here; make one by 'unicuco profile'."
             )
 
     def nanoseconds(self, space: SearchSpace) -> tuple[np.ndarray, int]:
@@ -195,6 +195,40 @@ class LatencyTable(Config):
     def save(self, path: Path) -> None:
         """Writes the table with its digest, atomically."""
         write_json(path, {**self.model_dump(mode="json"), "digest": self.digest})
+
+
+class NamedTable(Config):
+    """A table that a run learns by, under the name that requests know it by; as ``run.json`` and policies keep it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=f"^{TABLE_NAME}$")
+    digest: str
+    table: LatencyTable
+
+    @model_validator(mode="after")
+    def _whole(self) -> NamedTable:
+        if self.digest != self.table.digest:
+            raise ValueError("the table's content is not what its digest says")
+        return self
+
+    @classmethod
+    def of(cls, name: str, table: LatencyTable) -> NamedTable:
+        return cls(name=name, digest=table.digest, table=table)
+
+    @classmethod
+    def read(cls, path: Path) -> NamedTable:
+        """The table at ``path``, under the name of its file.
+
+        Raises:
+            LatencyError: there is none, it is damaged, or of another format.
+        """
+        return cls.of(name_of(path), load_table(path))
+
+
+def name_of(path: Path) -> str:
+    """A table's name, from that of its file."""
+    return re.sub(r"[^a-z0-9._-]", "-", Path(path).stem.lower()).lstrip("._-")[:64] or "given"
 
 
 def read_tables(folder: Path) -> dict[str, LatencyTable]:

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 
 from unicuco.bases import Bases
+from unicuco.costs import Costs
 from unicuco.evaluations import Candidate, Evaluation, EvaluationLog, unseen
+from unicuco.latency import NamedTable
 from unicuco.learner_config import LearnerConfig
 from unicuco.learner_status import LearnerStatus, TrainReport
 from unicuco.measured_front import MeasuredFront
@@ -53,18 +55,22 @@ class Learner:
         provenance: dict[str, Any] | None = None,
         margin_groups: int = 0,
         domains: Sequence[str] = (),
+        latency: NamedTable | None = None,
     ) -> None:
         """
         Args:
             domains: names of the calibration domains; the configuration says whether each is an objective.
+            latency: a table by which latency is an objective beside size.
             margin_groups: groups of windows that margins take turns on; 0: none are asked for.
             damage: the preparation's table (``num_sites x max_levels``); unused by the plain surrogate.
             provenance: what the policy says of its origin (model, preparation, calibration, versions).
 
         Raises:
-            SpaceError: the space cannot get as small as ``config.kept_low``.
+            SpaceError: the space cannot get as small, or as fast, as ``config.kept_low``. LatencyError: the table is
+                of another base model.
         """
-        space.check_reach(config.kept_low)
+        self._latency, self._costs = latency, Costs(space, None if latency is None else latency.table)
+        self._costs.check_reach(config.kept_low)
         plain = config.surrogate.mean == "plain"
         if plain and config.stratnet.teaching:
             config = config.model_copy(update={"stratnet": config.stratnet.model_copy(update={"teaching": 0.0})})
@@ -98,12 +104,16 @@ class Learner:
         self._generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
         deepest = torch.as_tensor(space.deepest)
-        self._net = StratNet(1 + max(len(self.domains), 1), space.num_sites, config.stratnet.width, deepest)
+        costs = len(self._costs)
+        objectives = costs + max(len(self.domains), 1)
+        self._net = StratNet(objectives, space.num_sites, config.stratnet.width, deepest, costs)
         self._first_count = config.first_count(margin_groups > 0)
         singles = space.num_sites + 2  # every drop alone, where that is affordable
         if space.is_binary and not plain and config.first is None and singles <= 0.85 * config.evaluations:
             self._first_count = max(self._first_count, singles)
-        design = first_design(space, self._damage, self._first_count, config.kept_low, rng, not margin_groups)
+        design = first_design(
+            space, self._damage, self._first_count, config.kept_low, rng, not margin_groups, self._costs
+        )
         self._queue: deque[tuple[Proposal, float, float]] = deque((p, math.nan, math.nan) for p in design)
         self._spare = rng
         self._improvised: deque[np.ndarray] = deque()
@@ -245,13 +255,13 @@ class Learner:
             settings = settings.model_copy(update={"steps": settings.steps * 3})
         config, low = self.config, self.config.kept_low
         found = refit(
-            self.space, self._damage, config.surrogate, settings, self._net, low, done, self._generator, self.domains
+            self._costs, self._damage, config.surrogate, settings, self._net, low, done, self._generator, self.domains
         )
         queue: Queue = deque()
         if not final:
             # Many evaluators take more than that while the next training runs, and would get improvised strategies.
             count = max(3 * config.batch, 2 * self._taken_meanwhile)
-            queue = propose(self.space, found, config.optimism, count, done, pending, taken, self._generator)
+            queue = propose(found, config.optimism, count, done, pending, taken, self._generator)
         with self._lock:
             self._net = found.net
             self._version += 1
@@ -267,6 +277,7 @@ class Learner:
                 tuple(done),
                 self._version,
                 domains=found.qualities if self.domains else None,
+                latency=self._latency,
             )
             return TrainReport(self._version, len(done), found.loss, found.surrogate.noise_std)
 

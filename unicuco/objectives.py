@@ -1,6 +1,7 @@
-"""Objectives of a search, all minimised: size (exact) and log KLs (from surrogates), on a common scale from 0 to 1.
+"""Objectives of a search, all minimised: costs (exact) and log KLs (from surrogates), on a common scale from 0 to 1.
 
-There is one quality, the mean KL (the paper), or one per calibration domain. All are scaled so that the front runs from
+There is one cost, size (the paper), or size and latency (unicuco/costs.py); and one quality, the mean KL (the paper),
+or one per calibration domain. Costs come first everywhere. All are scaled so that the front runs from
 about (1, 0) to (0, 1): without that, useful preferences crowd at one end, because KL spans orders of magnitude (methods
 of UniCuCo leave the scaling open; reconstructed).
 """
@@ -22,7 +23,8 @@ DIRECTIONS = 4096
 
 @dataclass(frozen=True)
 class Scale:
-    """Where 0 and 1 lie: sizes from ``kept_low`` to 1, each log KL from its ``log_kl_low`` to its ``log_kl_high``."""
+    """Where 0 and 1 lie: costs from ``kept_low`` (of the dense blocks') to 1, each log KL from its ``log_kl_low`` to
+    its ``log_kl_high``."""
 
     kept_low: float
     log_kl_low: tuple[float, ...]
@@ -37,17 +39,18 @@ class Scale:
         """``log_kl_high - log_kl_low`` (``num_qualities``)."""
         return np.subtract(self.log_kl_high, self.log_kl_low)
 
-    def size(self, kept: Tensor) -> Tensor:
-        return (kept - self.kept_low) / (1 - self.kept_low)
+    def cost(self, left: Tensor) -> Tensor:
+        """Shares of the dense blocks' costs that are left, scaled."""
+        return (left - self.kept_low) / (1 - self.kept_low)
 
     def quality(self, log_kl: Tensor) -> Tensor:
         """``n x num_qualities`` log KLs, scaled."""
         low, high = (torch.tensor(ends, dtype=torch.float64) for ends in (self.log_kl_low, self.log_kl_high))
         return (log_kl - low) / (high - low)
 
-    def values(self, kept: Tensor, log_kl: Tensor) -> Tensor:
-        """Scaled objectives (``n x num_objectives``), size first, from ``n`` and ``n x num_qualities``."""
-        return torch.cat([self.size(kept)[:, None], self.quality(log_kl)], dim=-1)
+    def values(self, costs: Tensor, log_kl: Tensor) -> Tensor:
+        """Scaled objectives (``n x num_objectives``) from ``n x num_costs`` and ``n x num_qualities``."""
+        return torch.cat([self.cost(costs), self.quality(log_kl)], dim=-1)
 
 
 def site_shares(space: SearchSpace) -> np.ndarray:
@@ -55,44 +58,47 @@ def site_shares(space: SearchSpace) -> np.ndarray:
     return space.tables["params"][:, 0] / space.geometry.block_params
 
 
-def tchebycheff(preference: Tensor, values: Tensor, tie_breaker: float) -> Tensor:
-    """Weighted Tchebycheff of size against quality, with a small sum (``n``), ideal point at 0.
+def tchebycheff(preference: Tensor, values: Tensor, tie_breaker: float, num_costs: int = 1) -> Tensor:
+    """Weighted Tchebycheff of cost against quality, with a small sum (``n``), ideal point at 0.
 
-    With one quality it is the paper's maxᵢ λᵢ fᵢ + ρ Σ λᵢ fᵢ (UniCuCo, section 3). Several qualities enter the maximum
-    as one, their sum Σ_d λ_d f_d: KLs of domains rise and fall together, so a maximum over all of them would see one
-    domain alone for nearly every preference (docs/decisions.md).
+    With size and one quality it is the paper's maxᵢ λᵢ fᵢ + ρ Σ λᵢ fᵢ (UniCuCo, section 3). Several qualities enter the
+    maximum as one, their sum Σ_d λ_d f_d: KLs of domains rise and fall together, so a maximum over all of them would
+    see one domain alone for nearly every preference; and so do size and latency (docs/decisions.md).
 
     Args:
-        preference, values: ``n x num_objectives``, size first.
+        preference, values: ``n x num_objectives``, ``num_costs`` costs first.
     """
     weighted = preference * values
-    sides = torch.stack([weighted[..., 0], weighted[..., 1:].sum(dim=-1)], dim=-1)
+    sides = torch.stack([weighted[..., :num_costs].sum(dim=-1), weighted[..., num_costs:].sum(dim=-1)], dim=-1)
     return sides.amax(dim=-1) + tie_breaker * weighted.sum(dim=-1)
 
 
-def join_preferences(size_weight: Tensor, shares: Tensor) -> Tensor:
-    """Preferences (``n x num_objectives``) from the weight of size (``n``) and the qualities' shares of the rest.
+def join_preferences(weight: Tensor, of_costs: Tensor, shares: Tensor) -> Tensor:
+    """Preferences (``n x num_objectives``) from the weight of all costs together (``n``).
 
     Args:
-        shares: ``n x num_qualities``, each row adds up to 1.
+        of_costs: the costs' shares of it (``n x num_costs``); shares: the qualities' of the rest (``n x
+            num_qualities``). Each row adds up to 1.
     """
-    return torch.cat([size_weight[:, None], (1 - size_weight)[:, None] * shares], dim=-1)
+    return torch.cat([weight[:, None] * of_costs, (1 - weight)[:, None] * shares], dim=-1)
 
 
-def serving_scores(preference: np.ndarray, objectives: np.ndarray, by_size: np.ndarray) -> np.ndarray:
+def serving_scores(
+    preference: np.ndarray, objectives: np.ndarray, by_cost: np.ndarray, num_costs: int = 1
+) -> np.ndarray:
     """How well strategies serve each request (``n x m``, minimised).
 
     Args:
         preference: ``n x num_objectives``; objectives: of each request's strategies, scaled (``n x m x
             num_objectives``).
-        by_size: which requests weigh size (``n``); the others want quality alone, within their bounds.
+        by_cost: which requests weigh costs (``n``); the others want quality alone, within their bounds.
     """
-    rest = preference[:, 1:]
-    shares = rest / np.maximum(rest.sum(axis=1, keepdims=True), 1e-300)  # size alone: none
-    scores = (objectives[..., 1:] @ shares[:, :, None])[..., 0]
-    if by_size.any():
-        weighed = torch.as_tensor(preference[by_size])[:, None], torch.as_tensor(objectives[by_size]).clamp_min(0)
-        scores[by_size] = tchebycheff(*weighed, 0.01).numpy()
+    rest = preference[:, num_costs:]
+    shares = rest / np.maximum(rest.sum(axis=1, keepdims=True), 1e-300)  # costs alone: none
+    scores = (objectives[..., num_costs:] @ shares[:, :, None])[..., 0]
+    if by_cost.any():
+        weighed = torch.as_tensor(preference[by_cost])[:, None], torch.as_tensor(objectives[by_cost]).clamp_min(0)
+        scores[by_cost] = tchebycheff(*weighed, 0.01, num_costs).numpy()
     return scores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -13,21 +14,17 @@ from botorch.utils.multi_objective.pareto import is_non_dominated
 from unicuco.answers import compose
 from unicuco.domains import tried_shares
 from unicuco.errors import PolicyError
+from unicuco.fronts import COARSE, GRID, REMEMBERED, Fronts, unbounded
 from unicuco.latency import LatencyTable, read_tables
-from unicuco.objectives import front, serving_scores, site_shares
+from unicuco.objectives import front, serving_scores
 from unicuco.policy_parts import PolicyParts, load_parts, save_parts
 from unicuco.prospects import Prospect, Prospects
 from unicuco.request import Answer, Request
 from unicuco.space import budgets_of
-from unicuco.timed import TimedTables
+from unicuco.timed import Timed, TimedTables
 from unicuco.timed_search import TimedSearch
 from unicuco.wishes import Wish, budget_of, check_bytes, read_wish
 
-GRID, COARSE = 256, 64
-"""Preferences at which StratNet's front is laid out, to answer bounds by look-up: once, or once for each shares of the
-domains that somebody asks for."""
-REMEMBERED = 64
-"""Shares of the domains whose fronts are remembered."""
 BYTES_PER_PARAM = 2
 
 
@@ -35,24 +32,24 @@ class Policy:
     """Answers requests. Thread-safe: all that changes is what is remembered.
 
     Attributes:
+        fronts: where StratNet is asked.
         prospects: what is promised for strategies.
+        costs: the objectives that are no qualities: size, and latency where it was trained on.
         timed: the latency tables, by name.
     """
 
     def __init__(self, parts: PolicyParts, tables: Mapping[str, LatencyTable] | None = None) -> None:
         """
         Raises:
-            LatencyError: a table is of another base model.
+            LatencyError: a table is of another base model, or has the name of the one that was trained on.
         """
-        self.parts = parts
-        self.timed = TimedTables(tables or {}, parts.space)
+        self.parts, self.costs = parts, parts.costs
+        self.timed = TimedTables(tables or {}, parts.space, parts.latency)
         self.space, self.scale = parts.space, parts.scale
         self.qualities = parts.qualities
         self.prospects = Prospects(parts)
-        self._net = parts.net.on_arrays()
-        self._shares = site_shares(self.space)
+        self.fronts = Fronts(parts.net.on_arrays(), self.costs)
         self._floor = int(self.space.total(self.space.smallest))
-        self._front = lru_cache(REMEMBERED)(self._lay_front)
         self._measured_front = lru_cache(None)(self._read_measured)
         self._ladder = lru_cache(REMEMBERED)(self._lay_ladder)
         self._tables = lru_cache(REMEMBERED)(self._read_tables)
@@ -79,27 +76,34 @@ class Policy:
                 bounds bytes where zeros save none.
         """
         tables = [self.timed.choose(request) for request in requests]
-        by_size = iter(self._within_sizes([r for r in requests if r.max_latency_ms is None], bytes_per_param))
+        searched = [self._is_searched(*asked) for asked in zip(requests, tables, strict=True)]
+        direct = [request for request, search in zip(requests, searched, strict=True) if not search]
+        answered = iter(self._directly(direct, bytes_per_param))
         answers = []
-        for request, table in zip(requests, tables, strict=True):
-            if request.max_latency_ms is None:
-                answer = next(by_size)
+        for request, table, search in zip(requests, tables, searched, strict=True):
+            if not search:
+                answer = next(answered)
             else:
                 assert table is not None  # chosen above, or refused
                 answer = TimedSearch(self, table, bytes_per_param).answer(request)
             answers.append(answer if table is None else table.say(answer))
         return answers
 
-    def _within_sizes(self, requests: Sequence[Request], bytes_per_param: int) -> list[Answer]:
-        """Answers requests that bound no latency."""
+    def _is_searched(self, request: Request, table: Timed | None) -> bool:
+        """Whether StratNet alone cannot answer: a bound on latency, or a wish for it by a table that is new to it."""
+        foreign = len(self.costs) == 1 or table is None or table.name != self.timed.own
+        return request.max_latency_ms is not None or (request.weighs_latency and foreign)
+
+    def _directly(self, requests: Sequence[Request], bytes_per_param: int) -> list[Answer]:
+        """StratNet's answers, or measured ones that are better."""
         if not requests:
             return []
-        wanted = [read_wish(request, self.qualities.names, self.domains) for request in requests]
+        wanted = [self.read(request) for request in requests]
         budgets = np.array([budget_of(request, self.space, bytes_per_param) for request in requests])
         floor = self._floor
         reachable = np.maximum(budgets, floor)
         preference = self._preferences(requests, wanted, reachable)
-        wishes = self._net(preference)
+        wishes = self.fronts.ask(preference)
         own = self.space.project(wishes, {"params": self._own_budgets(wanted, wishes, reachable)})
         prospects, origins = self._better_measured(wanted, preference, own, reachable, bytes_per_param)
         chosen = zip(requests, wanted, prospects, origins, preference.tolist(), budgets.tolist(), strict=True)
@@ -119,22 +123,17 @@ class Policy:
     def check_request(self, request: Request, bytes_per_param: int = BYTES_PER_PARAM) -> None:
         """Raises RequestError where a request names something that this policy does not have, or bounds bytes where
         zeros save none."""
-        read_wish(request, self.qualities.names, self.domains)
-        check_bytes(request, self.space, bytes_per_param)
         self.timed.choose(request)
+        self.read(request)
+        check_bytes(request, self.space, bytes_per_param)
 
-    def _lay_front(self, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """StratNet's front for shares of the qualities: weight of size (ascending) and kept share, made monotone."""
-        weight = np.linspace(0.002, 0.998, GRID if len(shares) == 1 else COARSE)
-        kept = 1 - self._net(_joined(weight, np.array([shares]))) @ self._shares
-        return weight, np.minimum.accumulate(kept)
+    def read(self, request: Request) -> Wish:
+        """What ``request`` asks of this policy.
 
-    def size_weight(self, budgets: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
-        """The weights of size (``n``) at which StratNet's answers for these shares have as many parameters."""
-        weight, kept = self._front(shares)
-        wanted = (budgets - self.space.fixed["params"]) / self.space.geometry.block_params
-        # The grid's kept share falls with the weight of size; np.interp wants ascending abscissae.
-        return np.interp(wanted, kept[::-1], weight[::-1])
+        Raises:
+            RequestError: it names an objective or a domain that the policy does not have.
+        """
+        return read_wish(request, self.qualities.names, self.domains, bool(self.timed.names))
 
     def _lay_ladder(self, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Parameter budgets from small to dense, and the upper ends of the KL intervals of StratNet's answer to each.
@@ -143,9 +142,9 @@ class Policy:
             budgets (``n``), of the mean KL (``n``) and of every domain that is an objective (``n x num_domains``).
         """
         budgets = budgets_of(self.space, np.linspace(self.scale.kept_low, 1.0, GRID if len(shares) == 1 else COARSE))
-        wish = Wish(None, shares, False, np.inf, (np.inf,) * len(shares))
-        preference = _joined(self.size_weight(budgets, shares), np.array([shares]))
-        own = self.space.project(self._net(preference), {"params": budgets})
+        wish = unbounded(shares)
+        preference = self.fronts.joined(self.fronts.cost_weight(budgets, shares), [wish])
+        own = self.space.project(self.fronts.ask(preference), {"params": budgets})
         found, _ = self._better_measured([wish] * len(budgets), preference, own, budgets, BYTES_PER_PARAM)
         upper = np.array([prospect.mean.kl_high for prospect in found])
         of_domains = np.array([[promise.kl_high for promise in prospect.domains.values()] for prospect in found])
@@ -167,10 +166,6 @@ class Policy:
                 found, best = float(budgets[met.argmax()]), shares
         return found, best
 
-    def ask(self, preference: np.ndarray) -> np.ndarray:
-        """StratNet's sparsities (``n x num_sites``) at preferences (``n x num_objectives``)."""
-        return self._net(preference)
-
     def damage_tables(self, kept: float) -> np.ndarray | None:
         """Every quality's additive damages around a size (``num_qualities x num_sites x max_levels``); None: plain."""
         return self._tables(round(20 * kept) / 20) if self.qualities.has_tables else None
@@ -183,24 +178,25 @@ class Policy:
 
         Lowers ``budgets`` to the smallest that meets a bound on quality.
         """
-        weights, shares = np.empty(len(requests)), [wish.shares for wish in wishes]
+        weights, asked = np.empty(len(requests)), list(wishes)
         for i, wish in enumerate(wishes):
             if wish.bounds_quality:
-                smallest, shares[i] = self._smallest(wish)
-                budgets[i] = min(budgets[i], smallest)
-        distinct = set(shares)
+                smallest, shares = self._smallest(wish)
+                asked[i], budgets[i] = replace(wish, shares=shares), min(budgets[i], smallest)
+        fronts = [(wish.shares, wish.of_costs) for wish in asked]
+        distinct = set(fronts)
         for own in distinct:
-            rows = [i for i, of_wish in enumerate(shares) if of_wish == own] if len(distinct) > 1 else slice(None)
-            weights[rows] = self.size_weight(budgets[rows], own)
+            rows = [i for i, of_wish in enumerate(fronts) if of_wish == own] if len(distinct) > 1 else slice(None)
+            weights[rows] = self.fronts.cost_weight(budgets[rows], *own)
         for i, wish in enumerate(wishes):
-            if wish.size_weight is not None:
-                weights[i] = max(wish.size_weight, weights[i]) if requests[i].bounds_size else wish.size_weight
-        return _joined(weights, np.array(shares))
+            if wish.cost_weight is not None:
+                weights[i] = max(wish.cost_weight, weights[i]) if requests[i].bounds_size else wish.cost_weight
+        return self.fronts.joined(weights, asked)
 
     def _own_budgets(self, wanted: Sequence[Wish], wishes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
         """For preferences, the size that StratNet chose itself (rounded up to a level); else the bound."""
         own = budgets.astype(np.float64).copy()
-        rows = [i for i, wish in enumerate(wanted) if wish.size_weight is not None]
+        rows = [i for i, wish in enumerate(wanted) if wish.cost_weight is not None]
         if rows:
             own[rows] = np.minimum(own[rows], self.space.total(self.space.snap(wishes[rows])))
         return own
@@ -209,7 +205,8 @@ class Policy:
     def measured_levels(self) -> np.ndarray:
         """Level indices of the measured front of all objectives (``m x num_sites``)."""
         done = self.parts.evaluations
-        points = np.column_stack([np.array([e.kept for e in done]), self.qualities.measured(done)])
+        costs = self.costs(np.array([e.levels for e in done], dtype=np.int64).reshape(-1, self.space.num_sites))
+        points = np.column_stack([costs, self.qualities.measured(done)])
         if points.shape[1] == 2:
             best = front(points)
         else:
@@ -243,10 +240,10 @@ class Policy:
         measured, objectives, params = self._measured_front(bytes_per_param)
         if not measured:
             return found, origins
-        by_size = np.array([wish.size_weight is not None for wish in wanted])
+        by_cost = np.array([wish.cost_weight is not None for wish in wanted])
         rivals = np.empty((len(own), 1 + len(measured), objectives.shape[1]))  # of each request: its own, all measured
         rivals[:, 0], rivals[:, 1:] = [prospect.objectives for prospect in found], objectives
-        scores = serving_scores(preference, rivals, by_size)
+        scores = serving_scores(preference, rivals, by_cost, len(self.costs))
         theirs = np.where(params > budgets[:, None], np.inf, scores[:, 1:])
         best = theirs.argmin(axis=1)
         better = theirs[np.arange(len(own)), best] < scores[:, 0] - 1e-9  # the same strategy may differ by rounding
@@ -285,10 +282,3 @@ class Policy:
                 f"The policy was trained for {model.get('spec', 'another base model')} (content "
                 f"{str(model.get('digest'))[:12]}), not for {spec} (content {digest[:12]})."
             )
-
-
-def _joined(weight: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Preferences (``n x num_objectives``): the weight of size (``n``), and shares of the rest (``n`` or 1 rows)."""
-    preference = np.empty((len(weight), 1 + shares.shape[1]))
-    preference[:, 0], preference[:, 1:] = weight, (1 - weight)[:, None] * shares
-    return preference

@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unicuco import __version__
+from unicuco.costs import Costs
 from unicuco.errors import EvaluationLogError, PolicyError
 from unicuco.evaluations import Evaluation, read_evaluations, write_evaluations
 from unicuco.latency import FOLDER as LATENCY
+from unicuco.latency import LatencyError, NamedTable
 from unicuco.models.geometry import Geometry
 from unicuco.objectives import Scale
 from unicuco.qualities import Qualities
@@ -42,7 +45,8 @@ class PolicyParts:
         surrogate: of the mean KL over the calibration domains.
         scale: of the objectives that ``net`` was trained on.
         provenance: model, preparation, calibration and versions, as JSON.
-        domains: surrogates of the domains that are objectives of their own; ``None``: size and mean KL are.
+        domains: surrogates of the domains that are objectives of their own; ``None``: the mean KL is.
+        latency: the table that latency is an objective by; ``None``: it is none.
     """
 
     space: SearchSpace
@@ -54,6 +58,12 @@ class PolicyParts:
     version: int
     provenance: dict[str, Any] = field(default_factory=dict)
     domains: Qualities | None = None
+    latency: NamedTable | None = None
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What ``net`` was trained on beside ``qualities``."""
+        return Costs(self.space, None if self.latency is None else self.latency.table)
 
     @property
     def qualities(self) -> Qualities:
@@ -91,6 +101,8 @@ def save_parts(parts: PolicyParts, folder: Path) -> None:
             "domains": list(parts.domains.names) if parts.domains is not None else [],
             "provenance": parts.provenance,
         }
+        if parts.latency is not None:
+            about["latency"] = parts.latency.model_dump(mode="json")
         about["digest"] = content_hash([about["space"], about["provenance"], about["version"], about["written"]])
         if (folder / LATENCY).is_dir():  # a new version answers by the same tables
             shutil.copytree(folder / LATENCY, scratch / LATENCY)
@@ -118,7 +130,9 @@ def load_parts(folder: Path) -> PolicyParts:
         )
         scale = _scale(about["scale"])
         deepest = torch.as_tensor(space.deepest)
-        net = StratNet(1 + scale.num_qualities, space.num_sites, about["stratnet"]["width"], deepest)
+        latency = NamedTable.model_validate(about["latency"]) if "latency" in about else None
+        costs = len(Costs(space, None if latency is None else latency.table))
+        net = StratNet(costs + scale.num_qualities, space.num_sites, about["stratnet"]["width"], deepest, costs)
         net.load_state_dict(load_file(folder / "stratnet.safetensors"))
         state = load_file(folder / "surrogate.safetensors")
         table = state.pop("damage", None)
@@ -133,10 +147,19 @@ def load_parts(folder: Path) -> PolicyParts:
         evaluations = tuple(read_evaluations(folder / "evaluations.parquet"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
         raise PolicyError(f"No readable policy at {folder}: {_first_line(error)}") from error
-    except EvaluationLogError as error:
+    except (EvaluationLogError, LatencyError) as error:
         raise PolicyError(f"The policy at {folder} is broken: {error}") from error
     return PolicyParts(
-        space, damage, surrogate, net.eval(), scale, evaluations, about["version"], about["provenance"], domains
+        space,
+        damage,
+        surrogate,
+        net.eval(),
+        scale,
+        evaluations,
+        about["version"],
+        about["provenance"],
+        domains,
+        latency,
     )
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unicuco.allocation import allocate
 from unicuco.baselines.uniform import ladder, uniform
+from unicuco.costs import Costs
 from unicuco.objectives import Scale, greedy_hypervolume, join_preferences
 from unicuco.qualities import Qualities
 from unicuco.space import SearchSpace, budgets_of
@@ -21,7 +23,7 @@ Proposal = tuple[np.ndarray, str]
 
 
 FANNED = 4
-"""Times as many teachers where there are several qualities."""
+"""Times as many teachers where there are several qualities or costs."""
 
 
 def first_design(
@@ -31,12 +33,14 @@ def first_design(
     kept_low: float,
     rng: np.random.Generator,
     disturb: bool = True,
+    costs: Costs | None = None,
 ) -> list[Proposal]:
     """Strategies to begin with: uniform ladders, then the preparation's allocation with disturbed weights.
 
     With ``disturb`` false the weights are left alone: margins tell what each is worth without it. Without a damage
     table (the paper's plain form): uniform ladders, then space-filling points. Where sites are kept or dropped, nothing
-    is uniform: one strategy stands for it, and single drops come first where there is room for all.
+    is uniform: one strategy stands for it, and single drops come first where there is room for all. Where ``costs``
+    are more than size, allocations are by size and by each other cost, in turns.
     """
     binary = space.is_binary and damage is not None
     sizes = ladder(space)
@@ -61,7 +65,10 @@ def first_design(
         untouched = np.arange(rest) < max(rest // 4, int(binary)) if disturb else np.full(rest, True)
         spread = np.where(untouched, 0.0, rng.choice([0.4, 0.8], size=rest))
         weights = np.exp(rng.standard_normal((rest, space.num_sites)) * spread[:, None])
-        levels = allocate(space, damage[None] * weights[:, :, None], budgets_of(space, spread_out))
+        prices = None
+        if costs is not None:
+            prices = costs.prices(np.eye(len(costs))[np.arange(rest) % len(costs)])
+        levels = allocate(space, damage[None] * weights[:, :, None], budgets_of(space, spread_out), prices=prices)
         proposals += [(row, "prior" if exact else "disturbed") for row, exact in zip(levels, spread == 0, strict=True)]
     return _distinct(proposals, set())[:count]
 
@@ -116,17 +123,17 @@ def _van_der_corput(count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pool:
-    """Scored proposals: ``levels`` (``n x num_sites``), who made each, and log KLs (``n x num_qualities``)."""
+    """Scored proposals: ``levels`` (``n x num_sites``), who made each, costs and log KLs (``n x num_qualities``)."""
 
     levels: np.ndarray
     origins: list[str]
-    kept: np.ndarray
+    costs: np.ndarray
     mean: np.ndarray
     deviation: np.ndarray
 
 
 def make_pool(
-    space: SearchSpace,
+    costs: Costs,
     qualities: Qualities,
     net: StratNet,
     scale: Scale,
@@ -137,79 +144,90 @@ def make_pool(
 ) -> Pool:
     """Distinct proposals not in ``taken``: StratNet's answers over the simplex, and allocations under drawn weights.
 
-    With several qualities each of them is for shares drawn at random, and there are as many times more.
+    With several qualities or costs each of them is for shares drawn at random, and there are as many times more.
 
     Args:
         more: proposals from elsewhere, to be judged with them.
     """
-    size *= len(qualities)
-    kept_low = scale.kept_low
+    space, kept_low = costs.space, scale.kept_low
+    size *= len(qualities) * len(costs)
     weight = torch.linspace(0.01, 0.99, size, dtype=torch.float64)
     shares = draw_shares(size, generator, len(qualities))
+    of_costs = draw_shares(size, generator, len(costs))
     with torch.no_grad():
-        wishes = net(join_preferences(weight, shares)).numpy()
+        wishes = net(join_preferences(weight, of_costs, shares)).numpy()
     proposals: list[Proposal] = [(row, "stratnet") for row in space.snap(wishes)]
     if qualities.has_tables:
         sizes = kept_low + (0.97 - kept_low) * torch.rand(size, generator=generator, dtype=torch.float64).numpy()
-        weights = shares.numpy()
-        proposals += [(row, "allocation") for row in qualities.allocate(sizes, weights, scale.ranges)]
-        proposals += [(row, "thompson") for row in qualities.allocate(sizes, weights, scale.ranges, generator)]
+        asked, prices = (sizes, shares.numpy(), scale.ranges), costs.prices(of_costs.numpy())
+        proposals += [(row, "allocation") for row in qualities.allocate(*asked, prices=prices)]
+        proposals += [(row, "thompson") for row in qualities.allocate(*asked, generator, prices)]
         # StratNet's answers with one swap: what a smooth network cannot step over.
         base = np.array([row for row, origin in proposals])
         proposals += [(row, "swap") for row in _swapped(space, base, generator)]
     proposals = _distinct([*proposals, *more], taken)
     if not proposals:
         nothing = np.empty((0, len(qualities)))
-        return Pool(np.empty((0, space.num_sites), dtype=np.int64), [], np.empty(0), nothing, nothing)
+        none = np.empty((0, space.num_sites), dtype=np.int64)
+        return Pool(none, [], np.empty((0, len(costs))), nothing, nothing)
     levels = np.array([row for row, _ in proposals])
     with torch.no_grad():
         mean, deviation = qualities.predict(torch.as_tensor(space.sparsities(levels)))
     origins = [origin for _, origin in proposals]
-    return Pool(levels, origins, space.kept(levels), mean.numpy(), deviation.numpy())
+    return Pool(levels, origins, costs(levels), mean.numpy(), deviation.numpy())
 
 
 def pick(pool: Pool, known: np.ndarray, scale: Scale, optimism: float, count: int) -> list[int]:
-    """Indices into ``pool`` by greedy hypervolume of (kept, μ − βσ of every quality).
+    """Indices into ``pool`` by greedy hypervolume of (costs, μ − βσ of every quality).
 
-    The reference is the dense size and, for each quality, the log KL that the smallest size promises where another
-    domain alone counts (``Scale.log_kl_high``): the corner that no useful strategy lies beyond.
+    The reference is the dense model's costs and, for each quality, the log KL that the smallest size promises where
+    another domain alone counts (``Scale.log_kl_high``): the corner that no useful strategy lies beyond.
 
     Args:
-        known: ``m x num_objectives`` (kept, log KLs) of what was measured, and of pending points as predicted.
+        known: ``m x num_objectives`` (costs, log KLs) of what was measured, and of pending points as predicted.
     """
+    optimistic = np.column_stack([pool.costs, pool.mean - optimism * pool.deviation])
+    k = optimistic.shape[1] - scale.num_qualities
 
     def clipped(points: np.ndarray) -> np.ndarray:
         # Below the scale's low end, log KL runs to minus infinity as kept goes to 1 and would swallow the volume.
-        return np.column_stack([points[:, :1], np.maximum(points[:, 1:], scale.log_kl_low)])
+        return np.column_stack([points[:, :k], np.maximum(points[:, k:], scale.log_kl_low)])
 
-    optimistic = np.column_stack([pool.kept, pool.mean - optimism * pool.deviation])
-    reference = (1.0, *scale.log_kl_high)
+    reference = (*[1.0] * k, *scale.log_kl_high)
     return greedy_hypervolume(clipped(optimistic), clipped(known), reference, count)
 
 
 def make_teachers(
-    space: SearchSpace, qualities: Qualities, scale: Scale, generator: torch.Generator, count: int = 96
+    costs: Costs, qualities: Qualities, scale: Scale, generator: torch.Generator, count: int = 96
 ) -> Teachers | None:
     """Allocations under the surrogates' weights for ``count`` sizes, each with the preference that it answers.
 
-    With several qualities ``FANNED`` times as many: half of them for each quality alone and for all alike, in turns,
-    half for shares drawn at random, so that the corners of the front are taught as well as its middle.
+    With several qualities or costs ``FANNED`` times as many: half of them for each of them alone and for all alike, in
+    turns, half for shares drawn at random, so that the corners of the front are taught as well as its middle.
     """
     if not qualities.has_tables:
         return None
-    shares = torch.ones(count, 1, dtype=torch.float64)
-    if len(qualities) > 1:
-        d = len(qualities)
-        fixed = torch.cat([torch.eye(d, dtype=torch.float64), torch.full((1, d), 1 / d, dtype=torch.float64)])
-        shares = draw_shares(FANNED * count, generator, d)
-        shares[::2] = fixed.repeat(len(shares), 1)[: len(shares[::2])]
-    sizes = np.linspace(scale.kept_low, 0.99, len(shares))
-    levels = qualities.allocate(sizes, shares.numpy(), scale.ranges)
+    if len(qualities) > 1 or len(costs) > 1:
+        count *= FANNED
+    shares = _fanned(count, generator, len(qualities), 1)
+    of_costs = _fanned(count, generator, len(costs), 1 + len(qualities))
+    sizes = np.linspace(scale.kept_low, 0.99, count)
+    levels = qualities.allocate(sizes, shares.numpy(), scale.ranges, prices=costs.prices(of_costs.numpy()))
     with torch.no_grad():
-        strategy = torch.as_tensor(space.sparsities(levels))
+        strategy = torch.as_tensor(costs.space.sparsities(levels))
         mean, _ = qualities.predict(strategy)
-        kept = torch.as_tensor(space.kept(levels))
-        return Teachers(balanced_preference(scale.values(kept, mean), shares), strategy)
+        values = scale.values(torch.as_tensor(costs(levels)), mean)
+        return Teachers(balanced_preference(values, of_costs, shares), strategy)
+
+
+def _fanned(count: int, generator: torch.Generator, parts: int, times: int) -> Tensor:
+    """Shares (``count x parts``): every other one of a part alone or all alike, each ``times`` in a row."""
+    shares = draw_shares(count, generator, parts)
+    if parts > 1:
+        alike = torch.full((1, parts), 1 / parts, dtype=torch.float64)
+        fixed = torch.cat([torch.eye(parts, dtype=torch.float64), alike])
+        shares[::2] = fixed.repeat_interleave(times, dim=0).repeat(count, 1)[: len(shares[::2])]
+    return shares
 
 
 def _swapped(space: SearchSpace, levels: np.ndarray, generator: torch.Generator) -> np.ndarray:

@@ -30,7 +30,7 @@ class Prospect:
     """One strategy: its size and what is predicted for it.
 
     Attributes:
-        objectives: predicted, scaled (``num_objectives``, size first), for the search windows.
+        objectives: predicted, scaled (``num_objectives``, costs first), for the search windows.
         mean: promise on fresh text for the mean over the domains; domains: for each that is an objective.
         answer: what every answer with this strategy says. What a request adds to it is not set (``answers.compose``).
     """
@@ -83,7 +83,7 @@ class Prospects:
             of_domains = _intervals(qualities, Z90 * spread)
         dense = levels.sum(axis=1) == 0
         promises[dense], of_domains[dense] = 0.0, 0.0
-        objectives = self._scale.values(torch.as_tensor(kept), torch.as_tensor(qualities)).numpy()
+        objectives = self._scale.values(torch.as_tensor(self._parts.costs(levels)), torch.as_tensor(qualities)).numpy()
         names = self._parts.qualities.names[: of_domains.shape[1]]
         rows = zip(levels.tolist(), strategies.tolist(), groups.tolist(), neurons.tolist(), strict=True)
         found = []

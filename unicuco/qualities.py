@@ -96,7 +96,12 @@ class Qualities:
         return np.log(kl.reshape(-1, len(self)) + NOISE_FLOOR)
 
     def allocate(
-        self, kept: np.ndarray, shares: np.ndarray, ranges: np.ndarray, generator: torch.Generator | None = None
+        self,
+        kept: np.ndarray,
+        shares: np.ndarray,
+        ranges: np.ndarray,
+        generator: torch.Generator | None = None,
+        prices: np.ndarray | None = None,
     ) -> np.ndarray:
         """Strategies of sizes ``kept`` (``n``) that lose least of Σ_d share_d log KL_d / range_d.
 
@@ -106,25 +111,29 @@ class Qualities:
         Args:
             shares: ``n x num_qualities``; ranges: ``num_qualities``, what a unit of each quality is in log KL.
             generator: draw the tables from their posteriors (Thompson sampling) instead of taking the means.
+            prices: what levels cost where it is not their parameters alone (``Costs.prices``); ``kept`` is of that.
 
         Returns:
             ``n x num_sites`` level indices.
         """
-        budgets = budgets_of(self.space, kept)
+        budgets, size = budgets_of(self.space, kept), kept
+        if prices is not None:  # damages are those at a size: it is the one that a first allocation has
+            first = np.mean([surrogate.tables(kept) for surrogate in self.surrogates], axis=0)
+            size = self.space.kept(allocate(self.space, first, budgets, prices=prices))
         if generator is None:
-            tables = [surrogate.tables(kept) for surrogate in self.surrogates]
+            tables = [surrogate.tables(size) for surrogate in self.surrogates]
         else:
-            tables = [surrogate.sample_tables(kept, generator) for surrogate in self.surrogates]
+            tables = [surrogate.sample_tables(size, generator) for surrogate in self.surrogates]
         if len(tables) == 1:
-            return allocate(self.space, tables[0], budgets)
+            return allocate(self.space, tables[0], budgets, prices=prices)
         stacked = np.stack(tables)  # num_qualities x n x num_sites x max_levels
         weights = np.ones(shares.T.shape)
         for _ in range(ROUNDS):
-            levels = allocate(self.space, np.einsum("dn,dnsl->nsl", weights, stacked), budgets)
+            levels = allocate(self.space, np.einsum("dn,dnsl->nsl", weights, stacked), budgets, prices=prices)
             chosen = np.take_along_axis(stacked, levels[None, :, :, None], axis=3)[..., 0]
             # A table that weighs nothing at all would leave its sites' levels to chance.
             weights = np.maximum(shares.T, 1e-3) / ranges[:, None] / np.maximum(chosen.sum(axis=2), 1e-9)
-        return allocate(self.space, np.einsum("dn,dnsl->nsl", weights, stacked), budgets)
+        return allocate(self.space, np.einsum("dn,dnsl->nsl", weights, stacked), budgets, prices=prices)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that ``predict`` needs, as tensors for safetensors."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from unicuco.costs import Costs
 from unicuco.evaluations import Candidate, Evaluation
 from unicuco.neighbours import neighbours
-from unicuco.objectives import Scale, site_shares
+from unicuco.objectives import Scale
 from unicuco.proposals import Proposal, make_pool, make_teachers, pick
 from unicuco.qualities import Qualities
 from unicuco.slopes import read_slopes
@@ -30,11 +31,13 @@ class Fitted:
     Attributes:
         surrogate: of the mean KL over all domains, which answers and reports always state.
         qualities: what StratNet is trained on: that surrogate, or one per domain.
+        costs: and these.
     """
 
     surrogate: Surrogate
     qualities: Qualities
     scale: Scale
+    costs: Costs
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Refit(Fitted):
 
 
 def refit(
-    space: SearchSpace,
+    costs: Costs,
     damage: np.ndarray | None,
     surrogate_config: SurrogateConfig,
     net_config: StratNetConfig,
@@ -61,16 +64,14 @@ def refit(
     Args:
         domains: those that are objectives of their own; (): the mean KL is the one quality.
     """
-    fitted = fit(space, damage, surrogate_config, kept_low, done, domains)
-    surrogate, qualities, scale = fitted.surrogate, fitted.qualities, fitted.scale
-    teachers = make_teachers(space, qualities, scale, generator)
-    shares = torch.as_tensor(site_shares(space))
-    net, loss = train_stratnet(net, qualities, shares, scale, teachers, net_config, generator)
-    return Refit(surrogate, qualities, scale, net, loss)
+    fitted = fit(costs, damage, surrogate_config, kept_low, done, domains)
+    teachers = make_teachers(costs, fitted.qualities, fitted.scale, generator)
+    net, loss = train_stratnet(net, fitted.qualities, costs, fitted.scale, teachers, net_config, generator)
+    return Refit(**vars(fitted), net=net, loss=loss)
 
 
 def fit(
-    space: SearchSpace,
+    costs: Costs,
     damage: np.ndarray | None,
     config: SurrogateConfig,
     kept_low: float,
@@ -78,6 +79,7 @@ def fit(
     domains: tuple[str, ...] = (),
 ) -> Fitted:
     """Fits the surrogates to ``done``; see ``refit``."""
+    space = costs.space
     levels = np.array([e.levels_array() for e in done])  # one by one: converting them in one call holds the GIL
     kl = np.array([e.kl for e in done])
     usable = _usable(space, levels, kl, config.max_points)
@@ -88,13 +90,11 @@ def fit(
         own = np.array([i for i in usable if done[i].domains == domains and np.isfinite(done[i].domain_kl).all()])
         own_kl = np.array([done[i].domain_kl for i in own])
         qualities = Qualities.of_domains(space, damage, config, domains, levels[own], own_kl)
-    return Fitted(
-        surrogate, qualities, _scale(space, qualities, kept_low, qualities.measured([done[i] for i in usable]))
-    )
+    scale = _scale(costs, qualities, kept_low, qualities.measured([done[i] for i in usable]))
+    return Fitted(surrogate, qualities, scale, costs)
 
 
 def propose(
-    space: SearchSpace,
     fitted: Refit,
     optimism: float,
     count: int,
@@ -104,15 +104,16 @@ def propose(
     generator: torch.Generator,
 ) -> Queue:
     """The ``count`` best of a pool of new strategies, given what was measured and what is under way."""
+    costs, space = fitted.costs, fitted.costs.space
     near = neighbours(space, fitted.surrogate, done, fitted.scale.kept_low, optimism, taken, generator)
-    pool = make_pool(space, fitted.qualities, fitted.net, fitted.scale, taken, generator, more=near)
+    pool = make_pool(costs, fitted.qualities, fitted.net, fitted.scale, taken, generator, more=near)
     levels = np.array([e.levels_array() for e in done])
-    known = np.column_stack([space.kept(levels), fitted.qualities.measured(done)])
+    known = np.column_stack([costs(levels), fitted.qualities.measured(done)])
     if pending:
         waiting = np.array([c.levels for c in pending])
         with torch.no_grad():
             mean, _ = fitted.qualities.predict(torch.as_tensor(space.sparsities(waiting)))
-        known = np.vstack([known, np.column_stack([space.kept(waiting), mean.numpy()])])
+        known = np.vstack([known, np.column_stack([costs(waiting), mean.numpy()])])
     chosen = pick(pool, known, fitted.scale, optimism, count)
     if not chosen:
         return deque()
@@ -133,21 +134,23 @@ def _usable(space: SearchSpace, levels: np.ndarray, kl: np.ndarray, most: int) -
     return np.array(sorted(chosen))
 
 
-def _scale(space: SearchSpace, qualities: Qualities, kept_low: float, log_kl: np.ndarray) -> Scale:
+def _scale(costs: Costs, qualities: Qualities, kept_low: float, log_kl: np.ndarray) -> Scale:
     """Where 0 and 1 of all objectives lie: what the surrogates promise at the ends of the sizes.
 
     For each quality, 0 is its best at the largest size and 1 its worst at the smallest among the strategies that serve
-    one quality alone: the corners of the front.
+    one quality alone and are chosen for one cost alone: the corners of the front.
 
     Args:
         log_kl: measured, ``n x num_qualities``; for the plain form, which promises nothing of that kind.
     """
     if qualities.has_tables:
-        count = len(qualities)
+        count = len(qualities) * len(costs)
         sizes = np.array([0.97] * count + [kept_low] * count)
-        ends = qualities.allocate(sizes, np.tile(np.eye(count), (2, 1)), np.ones(count))
+        shares = np.tile(np.eye(len(qualities)), (2 * len(costs), 1))
+        prices = costs.prices(np.tile(np.repeat(np.eye(len(costs)), len(qualities), axis=0), (2, 1)))
+        ends = qualities.allocate(sizes, shares, np.ones(len(qualities)), prices=prices)
         with torch.no_grad():
-            mean, _ = qualities.predict(torch.as_tensor(space.sparsities(ends)))
+            mean, _ = qualities.predict(torch.as_tensor(costs.space.sparsities(ends)))
         low, high = mean[:count].numpy().min(axis=0), mean[count:].numpy().max(axis=0)
     else:
         low, high = np.nanmin(log_kl, axis=0), np.nanmax(log_kl, axis=0)

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from unicuco.errors import RequestError
 
 SIZE = "size"
-"""What size is called among the objectives of a preference."""
+LATENCY = "latency"
+"""What size and latency are called among the objectives of a preference."""
 
 
 _TAGS = ("<by name>", "<plain>")
@@ -37,9 +38,10 @@ class Request(BaseModel):
     preference: Annotated[
         Annotated[dict[str, float], Tag(_TAGS[0])] | Annotated[tuple[float, float] | None, Tag(_TAGS[1])], _Either
     ] = None
-    """Weights of (size, quality loss), or by name: of ``size`` and domains. Non-negative, scaled to sum to 1.
+    """Weights of (size, quality loss), or by name: of ``size``, ``latency`` and domains. Non-negative, scaled to sum
+    to 1.
 
-    Without ``size`` it says what counts among the domains and leaves the size to the bounds.
+    Without ``size`` and ``latency`` it says what counts among the domains and leaves the size to the bounds.
     """
     kept: float | None = Field(default=None, gt=0, le=1)
     """Largest share of the blocks' parameters."""
@@ -63,11 +65,12 @@ class Request(BaseModel):
         if isinstance(self.preference, dict):
             if not _are_weights(list(self.preference.values())):
                 raise ValueError("a preference by name is non-negative weights, not all zero")
-            if self.weighs_size and self.max_kl is not None:
-                raise ValueError("give max_kl or a preference with a weight for 'size', not both")
-            if not self.weighs_size and not self.is_bounded:
+            if self.weighs_costs and self.max_kl is not None:
+                raise ValueError("give max_kl or a preference with a weight for 'size' or 'latency', not both")
+            if not self.weighs_costs and not self.is_bounded:
                 raise ValueError(
-                    "a preference without a weight for 'size' needs a bound on size, or max_kl, or max_latency_ms"
+                    "a preference without a weight for 'size' or 'latency' needs a bound on size, or max_kl, or "
+                    "max_latency_ms"
                 )
         elif self.preference is not None:
             if not _are_weights(list(self.preference)):
@@ -79,9 +82,14 @@ class Request(BaseModel):
         return self
 
     @property
-    def weighs_size(self) -> bool:
-        """Whether the preference says how much size counts, and not only which domains."""
-        return self.preference is not None and (not isinstance(self.preference, dict) or SIZE in self.preference)
+    def weighs_costs(self) -> bool:
+        """Whether the preference says how much size or latency counts, and not only which domains."""
+        named = self.preference if isinstance(self.preference, dict) else {}
+        return self.weighs_latency or SIZE in named or isinstance(self.preference, tuple)
+
+    @property
+    def weighs_latency(self) -> bool:
+        return isinstance(self.preference, dict) and LATENCY in self.preference
 
     @property
     def bounds_size(self) -> bool:
@@ -129,10 +137,12 @@ class Answer(BaseModel):
     """Lower end of the 90 % interval."""
     kl_high: float
     preference: tuple[float, ...]
-    """The preference at which StratNet was asked: the weight of size, then of quality or of each of ``domains``."""
+    """The preference at which StratNet was asked: the weight of size, of latency where the policy was trained on it,
+    then of quality or of each of ``domains``."""
     origin: str
     """Where the strategy came from: ``stratnet`` or ``measured`` (a front point of the run that was better); within a
-    bound on latency also ``allocation`` (a knapsack of the surrogate's damages) or ``repaired`` (levels exchanged)."""
+    bound on latency, or by a table that the policy was not trained on, also ``allocation`` (a knapsack of the
+    surrogate's damages) or ``repaired`` (levels exchanged)."""
     domains: dict[str, Promise] = {}
     """What is predicted for each domain, where every domain is an objective; ``kl`` is of the mean over them."""
     latency_ms: float | None = None

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from unicuco.errors import RequestError
-from unicuco.latency import NANOSECONDS, LatencyError, LatencyTable
+from unicuco.latency import NANOSECONDS, LatencyError, LatencyTable, NamedTable
 from unicuco.projection import Projection
 from unicuco.request import Answer, Request
 from unicuco.space import SearchSpace
@@ -60,7 +60,22 @@ class Timed:
 class TimedTables:
     """A policy's tables by name."""
 
-    def __init__(self, tables: Mapping[str, LatencyTable], space: SearchSpace) -> None:
+    def __init__(self, tables: Mapping[str, LatencyTable], space: SearchSpace, own: NamedTable | None = None) -> None:
+        """
+        Args:
+            own: the one that the policy was trained on: it is meant where a request names none.
+
+        Raises:
+            LatencyError: a table is of another base model, or another one has the name of ``own``.
+        """
+        self.own = own.name if own is not None else None
+        if own is not None:
+            if tables.get(own.name, own.table) != own.table:
+                raise LatencyError(
+                    f"Table '{own.name}' is another one than this policy was trained on, under the same name: give it "
+                    "a name of its own."
+                )
+            tables = {own.name: own.table, **tables}
         self._tables = {}
         for name, table in tables.items():
             try:
@@ -80,7 +95,9 @@ class TimedTables:
         return self._tables[name]
 
     def choose(self, request: Request) -> Timed | None:
-        """The table that ``request`` names, or the only one; ``None``: it bounds no latency and names none of several.
+        """The table that ``request`` names, the policy's own, or the only one.
+
+        ``None``: the request neither bounds nor prefers latency, and names none of several.
 
         Raises:
             RequestError: there is no such table, or it must name one.
@@ -91,13 +108,16 @@ class TimedTables:
                 known = f"this policy knows {', '.join(self._tables)}" if self._tables else "this policy has none"
                 raise RequestError(f"{who} names the latency table '{request.latency}'; {known}.")
             return self._tables[request.latency]
+        if self.own is not None:
+            return self._tables[self.own]
         if len(self._tables) == 1:
             return next(iter(self._tables.values()))
-        if request.max_latency_ms is None:
+        if request.max_latency_ms is None and not request.weighs_latency:
             return None
+        does = "bounds" if request.max_latency_ms is not None else "prefers"
         if not self._tables:
             raise RequestError(
-                f"{who} bounds latency, but this policy has no latency table: make one by 'unicuco profile' and give "
+                f"{who} {does} latency, but this policy has no latency table: make one by 'unicuco profile' and give "
                 "it by --latency, or put it into the run's folder 'latency'."
             )
-        raise RequestError(f"{who} bounds latency: name a table by 'latency', of {', '.join(self._tables)}.")
+        raise RequestError(f"{who} {does} latency: name a table by 'latency', of {', '.join(self._tables)}.")

@@ -20,7 +20,7 @@ from unicuco.policy import BYTES_PER_PARAM, Policy
 from unicuco.prospects import Prospect
 from unicuco.request import Answer, Request
 from unicuco.space import SearchSpace
-from unicuco.wishes import budget_of, read_wish
+from unicuco.wishes import budget_of
 
 
 def answer_uniform(policy: Policy, request: Request, bytes_per_param: int = BYTES_PER_PARAM) -> Answer:
@@ -30,24 +30,24 @@ def answer_uniform(policy: Policy, request: Request, bytes_per_param: int = BYTE
         RequestError: it names an objective or a domain that this policy does not have, or bounds latency.
         PolicyError: no uniform strategy but the dense model is in the policy's search space.
     """
-    if request.max_latency_ms is not None:
-        raise RequestError("The layout 'uniform' keeps bounds on size and quality, not on latency; use 'hetero'.")
-    wish = read_wish(request, policy.qualities.names, policy.domains)
+    if request.max_latency_ms is not None or request.weighs_latency:
+        raise RequestError("The layout 'uniform' answers for size and quality, not for latency; use 'hetero'.")
+    wish = policy.read(request)
     budget = budget_of(request, policy.space, bytes_per_param)
     found = uniform_prospects(policy, bytes_per_param)
     params = np.array([prospect.size.params for prospect in found])
     within = np.flatnonzero(params <= budget)
-    weight = 0.0 if wish.size_weight is None else wish.size_weight
-    preference = np.array([weight, *((1 - weight) * np.array(wish.shares))])
-    objectives = np.array([prospect.objectives for prospect in found])
+    weight = 0.0 if wish.cost_weight is None else wish.cost_weight
+    preference = policy.fronts.joined(np.array([weight]), [wish])[0]
+    objectives, k = np.array([prospect.objectives for prospect in found]), len(policy.costs)
     if not len(within):
         chosen = int(params.argmin())
-    elif wish.size_weight is not None:
-        scores = tchebycheff(torch.as_tensor(preference), torch.as_tensor(objectives).clamp_min(0), 0.01).numpy()
+    elif wish.cost_weight is not None:
+        scores = tchebycheff(torch.as_tensor(preference), torch.as_tensor(objectives).clamp_min(0), 0.01, k).numpy()
         chosen = int(within[scores[within].argmin()])
     else:
         meets = [i for i in within if wish.bounds_quality and _meets(found[i], wish.max_kl, wish.max_domain_kl)]
-        loss = objectives[:, 1:] @ np.array(wish.shares)
+        loss = objectives[:, k:] @ np.array(wish.shares)
         chosen = int(min(meets, key=lambda i: (params[i], loss[i])) if meets else within[loss[within].argmin()])
     floor, trained_to = int(params.min()), policy.scale.kept_low
     return compose(request, wish, found[chosen], "uniform", preference.tolist(), budget, floor, trained_to)

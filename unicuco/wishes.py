@@ -1,4 +1,4 @@
-"""What a request comes to for one policy: a budget, shares of the domains, and how much size weighs."""
+"""What a request comes to for one policy: a budget, shares of the domains, and how much costs weigh."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from unicuco.errors import RequestError
 from unicuco.qualities import MEAN
-from unicuco.request import SIZE, Request
+from unicuco.request import LATENCY, SIZE, Request
 from unicuco.space import SearchSpace
 
 
@@ -17,46 +17,53 @@ class Wish:
     """A request in a policy's own terms.
 
     Attributes:
-        size_weight: the weight of size among all objectives; ``None``: whatever the bounds ask for.
+        cost_weight: the weight of size and latency among all objectives; ``None``: whatever the bounds ask for.
         shares: of the qualities among each other (``num_qualities``, adds up to 1).
         free: nobody asked for these shares, so that bounds on domains may choose others.
+        of_costs: shares of size and latency in it; of size alone where nobody asked.
         max_kl: largest mean KL; inf: any. ``max_domain_kl``: largest KL of each quality (``num_qualities``).
     """
 
-    size_weight: float | None
+    cost_weight: float | None
     shares: tuple[float, ...]
     free: bool
     max_kl: float
     max_domain_kl: tuple[float, ...]
+    of_costs: tuple[float, float] = (1.0, 0.0)
 
     @property
     def bounds_quality(self) -> bool:
         return min(self.max_kl, *self.max_domain_kl) < math.inf
 
 
-def read_wish(request: Request, names: Sequence[str], domains: Sequence[str]) -> Wish:
+def read_wish(request: Request, names: Sequence[str], domains: Sequence[str], timed: bool = False) -> Wish:
     """What ``request`` asks of a policy.
 
     Args:
         names: the policy's quality objectives; domains: its calibration domains, objectives or not.
+        timed: whether it has a latency table, so that latency may be preferred.
 
     Raises:
         RequestError: it names an objective or a domain that the policy does not have.
     """
     count = len(names)
     alike = (1 / count,) * count
-    size_weight, shares, free = None, alike, True
+    cost_weight, of_costs, shares, free = None, (1.0, 0.0), alike, True
     if isinstance(request.preference, dict):
-        allowed = [SIZE, *_aliases(names, domains)]
+        costs = [SIZE, LATENCY] if timed else [SIZE]
+        allowed = [*costs, *_aliases(names, domains)]
         _refuse_unknown(request, request.preference, allowed, names, domains)
         weights = [request.preference.get(name, 0.0) for name in allowed]
-        total, rest = sum(weights), sum(weights[1:])
+        own = weights[len(costs) :]
+        total, cost, rest = sum(weights), sum(weights[: len(costs)]), sum(own)
         if rest > 0:
-            shares, free = tuple(weight / rest for weight in weights[1:]), False
-        if SIZE in request.preference:
-            size_weight = weights[0] / total
+            shares, free = tuple(weight / rest for weight in own), False
+        if request.weighs_costs:
+            cost_weight = cost / total
+        if timed and cost > 0:
+            of_costs = (weights[0] / cost, weights[1] / cost)
     elif request.preference is not None:
-        size_weight = request.preference[0] / sum(request.preference)
+        cost_weight = request.preference[0] / sum(request.preference)
     max_kl, bounds = math.inf, [math.inf] * count
     if isinstance(request.max_kl, dict):
         allowed = _aliases(names, domains)
@@ -66,7 +73,7 @@ def read_wish(request: Request, names: Sequence[str], domains: Sequence[str]) ->
         max_kl = request.max_kl
     if count == 1:  # the one quality is the mean
         max_kl, bounds = min(max_kl, bounds[0]), [math.inf]
-    return Wish(size_weight, shares, free, max_kl, tuple(bounds))
+    return Wish(cost_weight, shares, free, max_kl, tuple(bounds), of_costs)
 
 
 def _aliases(names: Sequence[str], domains: Sequence[str]) -> list[str]:

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unicuco.costs import Costs
 from unicuco.errors import TuningError
 from unicuco.evaluations import Evaluation
+from unicuco.latency import NamedTable
 from unicuco.learner_config import LearnerConfig
-from unicuco.objectives import site_shares
 from unicuco.policy import Policy
 from unicuco.policy_parts import PolicyParts
 from unicuco.proposals import make_teachers
@@ -103,6 +104,7 @@ class Study:
         domains: those that are objectives of their own.
         cuts: how many evaluations each part of the log has (ascending).
         oracle: the oracle's state, one array per tensor.
+        latency: the table by which latency is an objective, if it is one. Fronts are judged by size all the same.
     """
 
     space: SearchSpace
@@ -113,6 +115,11 @@ class Study:
     settings: tuple[Setting, ...]
     cuts: tuple[int, ...]
     oracle: dict[str, np.ndarray]
+    latency: NamedTable | None = None
+
+    @property
+    def costs(self) -> Costs:
+        return Costs(self.space, None if self.latency is None else self.latency.table)
 
     @classmethod
     def of_log(
@@ -123,6 +130,7 @@ class Study:
         base: LearnerConfig,
         settings: Sequence[Setting],
         cuts: Sequence[float],
+        latency: NamedTable | None = None,
     ) -> Study:
         """Fits the oracle to all of ``evaluations``.
 
@@ -137,9 +145,10 @@ class Study:
             )
         at = {min(max(round(cut * len(done)), FIRST), len(done) - LATER) for cut in cuts}
         domains = objective_domains(base.objectives, done[0].domains)
-        fitted = fit(space, damage, base.surrogate, base.kept_low, done, domains)
+        costs = Costs(space, None if latency is None else latency.table)
+        fitted = fit(costs, damage, base.surrogate, base.kept_low, done, domains)
         oracle = {name: tensor.numpy() for name, tensor in fitted.qualities.state().items()}
-        return cls(space, damage, done, base, domains, tuple(settings), tuple(sorted(at)), oracle)
+        return cls(space, damage, done, base, domains, tuple(settings), tuple(sorted(at)), oracle, latency)
 
     def config(self, setting: int) -> LearnerConfig:
         """The learner's settings of a trial, as the learner itself would use them."""
@@ -170,6 +179,7 @@ class Scorer:
         self.study = study
         state = {name: torch.as_tensor(array) for name, array in study.oracle.items()}
         names = study.domains or ("mean",)
+        self._costs = study.costs
         self._oracle = Qualities.from_state(study.space, study.damage, study.base.surrogate, names, state)
         self._parts: OrderedDict[tuple[str, int], _Part] = OrderedDict()
         self._requests, self._weights = _requests(study)
@@ -191,11 +201,12 @@ class Scorer:
         trained = parts if rung.every_cut else [parts[len(parts) // 2]]
         generator = torch.Generator().manual_seed(job.seed)
         settings = config.stratnet.model_copy(update={"steps": max(1, round(rung.steps * config.stratnet.steps))})
-        shares = torch.as_tensor(site_shares(study.space))
         net, fronts = self._new_net(config.stratnet.width, job.seed), []
         for part in trained:
             fitted = part.fitted
-            net, _ = train_stratnet(net, fitted.qualities, shares, fitted.scale, part.teachers, settings, generator)
+            net, _ = train_stratnet(
+                net, fitted.qualities, self._costs, fitted.scale, part.teachers, settings, generator
+            )
             fronts.append(self._front(fitted, net))
         # An evaluation after several cuts is predicted from each; it counts once.
         later = np.full((len(parts), len(study.done)), np.nan)
@@ -212,8 +223,9 @@ class Scorer:
         space = self.study.space
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            objectives = 1 + max(len(self.study.domains), 1)
-            return StratNet(objectives, space.num_sites, width, torch.as_tensor(space.deepest))
+            costs = len(self._costs)
+            objectives = costs + max(len(self.study.domains), 1)
+            return StratNet(objectives, space.num_sites, width, torch.as_tensor(space.deepest), costs)
 
     def _part(self, config: LearnerConfig, cut: int) -> _Part:
         key = (config.surrogate.model_dump_json(), cut)
@@ -227,10 +239,10 @@ class Scorer:
     def _learn(self, config: LearnerConfig, cut: int) -> _Part:
         study = self.study
         first, later = study.done[:cut], study.done[cut:]
-        fitted = fit(study.space, study.damage, config.surrogate, config.kept_low, first, study.domains)
+        fitted = fit(self._costs, study.damage, config.surrogate, config.kept_low, first, study.domains)
         # Teachers of several domains are drawn; one draw for all trials, so that seeds differ in StratNet alone.
         drawn = torch.Generator().manual_seed(config.seed)
-        teachers = make_teachers(study.space, fitted.qualities, fitted.scale, drawn)
+        teachers = make_teachers(self._costs, fitted.qualities, fitted.scale, drawn)
         return _Part(fitted, teachers, later_density(study.space, fitted.qualities, later))
 
     @torch.no_grad()
@@ -238,7 +250,17 @@ class Scorer:
         study = self.study
         domains = fitted.qualities if study.domains else None
         # Without measured strategies, so that the answers are StratNet's own.
-        parts = PolicyParts(study.space, study.damage, fitted.surrogate, net, fitted.scale, (), 1, domains=domains)
+        parts = PolicyParts(
+            study.space,
+            study.damage,
+            fitted.surrogate,
+            net,
+            fitted.scale,
+            (),
+            1,
+            domains=domains,
+            latency=study.latency,
+        )
         answers = Policy(parts).answer(self._requests)
         levels = np.array([answer.levels for answer in answers])
         mean, _ = self._oracle.predict(torch.as_tensor(study.space.sparsities(levels)))
