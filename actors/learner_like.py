@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from unicuco.evaluations import Candidate, Evaluation
+    from unicuco.latency import NamedTable
 
 
 class LearnerLike(Protocol):
@@ -24,12 +25,18 @@ class LearnerLike(Protocol):
 
 
 def open_learner(
-    preparation: Path, evaluations: Path, config: Any, provenance: dict[str, Any], uri: str | None = None
+    preparation: Path,
+    evaluations: Path,
+    config: Any,
+    provenance: dict[str, Any],
+    uri: str | None = None,
+    latency: NamedTable | None = None,
 ) -> LearnerLike:
     """``unicuco.learner.Learner`` on a run's log, with what the preparation knows of the search space.
 
     Args:
         uri: of a run that does not lie on this machine's disk; ``evaluations`` then mirrors its log.
+        latency: a table by which latency is an objective.
     """
     from unicuco.evaluations import EvaluationLog
     from unicuco.learner import Learner
@@ -44,7 +51,7 @@ def open_learner(
 
         remote = RemoteLog(evaluations, Store(uri))
         return RemoteLearner(
-            prepared.space, prepared.damage, config, remote, provenance, prepared.margin_groups, domains
+            prepared.space, prepared.damage, config, remote, provenance, prepared.margin_groups, domains, latency
         )
     log = EvaluationLog(evaluations)
-    return Learner(prepared.space, prepared.damage, config, log, provenance, prepared.margin_groups, domains)
+    return Learner(prepared.space, prepared.damage, config, log, provenance, prepared.margin_groups, domains, latency)

@@ -32,6 +32,8 @@ Examples:
 
     unicuco train smollm2 --run runs/sparse --pruner wanda
 
+    unicuco train smollm2 --run runs/fast --latency latency.json
+
     unicuco train --resume runs/first
 
     unicuco train smollm2 --run s3://bucket/runs/first
@@ -71,6 +73,10 @@ def train_command(
     calibration_seed: Annotated[int | None, typer.Option(help="Seed that picks the windows.")] = None,
     objectives: Annotated[
         str | None, typer.Option(help="'mean' KL over the domains, 'domains' one by one, or 'auto'.")
+    ] = None,
+    latency: Annotated[
+        str | None,
+        typer.Option(help="A .json file of 'unicuco profile': latency is an objective, too.", show_default=False),
     ] = None,
     space: Annotated[
         str | None,
@@ -135,6 +141,7 @@ def config_values(given: dict[str, Any]) -> dict[str, Any]:
         "evaluations": ("learner", "evaluations"),
         "seed": ("learner", "seed"),
         "objectives": ("learner", "objectives"),
+        "latency": ("latency",),
         "window_length": ("preparation", "calibration", "window_length"),
         "calibration_windows": ("preparation", "calibration", "calibration_windows"),
         "search_windows": ("preparation", "calibration", "search_windows"),

@@ -20,9 +20,11 @@ from cluster.progress import RunDisplay, heldout_table, stages
 from cluster.remote_runs import open_run
 from cluster.runs import RunError, RunFolder, describe_run, versions, write_about
 from unicuco.calibration import draw_windows
+from unicuco.costs import Costs
 from unicuco.evaluations import EvaluationLog
 from unicuco.evaluator import EvaluatorConfig
 from unicuco.heldout import WINDOWS, measure_heldout
+from unicuco.latency import NamedTable
 from unicuco.learner import LearnerConfig
 from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.models.source import ModelSource, find_model
@@ -46,9 +48,16 @@ class TrainConfig(BaseModel):
     """The run folder, or a URI (``s3://bucket/runs/first``); must not exist yet."""
     preparation: PreparationConfig = PreparationConfig()
     learner: LearnerConfig = Field(default=LearnerConfig(), validate_default=True)
+    latency: NamedTable | None = None
+    """A latency table by which latency is an objective beside size; its file, or what ``run.json`` keeps of it."""
     evaluator: EvaluatorConfig = EvaluatorConfig()
     pool: PoolConfig = PoolConfig()
     ray: RayConfig = RayConfig()
+
+    @field_validator("latency", mode="before")
+    @classmethod
+    def _read_table(cls, value: Any) -> Any:
+        return NamedTable.read(Path(value).expanduser()) if isinstance(value, str | Path) else value
 
     @field_validator("learner")
     @classmethod
@@ -208,6 +217,7 @@ def _run(
             "evaluations": folder.evaluations,
             "config": config.learner,
             "provenance": folder.provenance(),
+            "latency": config.latency,
             "uri": folder.uri,
         },
     )
@@ -262,7 +272,8 @@ def _prepare(config: TrainConfig, source: ModelSource, console: Console) -> Prep
     tokenizer = load_tokenizer(source, trust)
     draw_windows(config.preparation.calibration, tokenizer, "heldout", WINDOWS)  # too short a text: say so now
     base = load_base_model(source, config.preparation.dtype, _driver_device(config), trust)
-    SearchSpace(base.geometry, config.preparation.space).check_reach(config.learner.kept_low)
+    table = None if config.latency is None else config.latency.table
+    Costs(SearchSpace(base.geometry, config.preparation.space), table).check_reach(config.learner.kept_low)
     with stages(console) as report:
         prepared = prepare(base, tokenizer, config.preparation, report)
     del base

@@ -23,6 +23,7 @@ from cluster.runs import RunFolder
 from cluster.tuned import TuneResult, best_table, summary, write_files
 from unicuco.errors import PolicyError, TuningError
 from unicuco.evaluations import Evaluation, EvaluationLog
+from unicuco.latency import NamedTable
 from unicuco.learner_config import LearnerConfig
 from unicuco.policy_parts import load_parts
 from unicuco.preparation import Preparation
@@ -58,6 +59,7 @@ class Recorded:
         done: in the order in which evaluations finished.
         learner: the run's own settings; where there is no run, the defaults.
         about: what ``run.json`` says; None without one.
+        latency: the table by which latency is an objective of the run, if it is one.
     """
 
     space: SearchSpace
@@ -65,6 +67,7 @@ class Recorded:
     done: list[Evaluation]
     learner: LearnerConfig
     about: dict[str, Any] | None
+    latency: NamedTable | None = None
 
 
 def tune(config: TuneConfig, console: Console | None = None) -> TuneResult:
@@ -83,7 +86,9 @@ def tune(config: TuneConfig, console: Console | None = None) -> TuneResult:
 
         check_confirmable(folder, recorded.about, config.confirm)
     settings = draw_settings(config.sweep, recorded.learner)
-    study = Study.of_log(recorded.space, recorded.damage, recorded.done, recorded.learner, settings, config.sweep.cuts)
+    study = Study.of_log(
+        recorded.space, recorded.damage, recorded.done, recorded.learner, settings, config.sweep.cuts, recorded.latency
+    )
     halving = Halving(len(settings), config.sweep.finalists, config.sweep.seeds, config.sweep.seed)
     with start_or_attach(config.ray):
         from actors.tuning import processors, run_sweep
@@ -123,7 +128,7 @@ def read_recorded(folder: Path) -> Recorded:
     if len({(e.windows, e.preparation) for e in done}) > 1:
         raise TuningError(f"{folder} {MIXED_LOG}")
     space, damage = _space(run, about, done)
-    return Recorded(space, damage, done, _settings(run, about), about)
+    return Recorded(space, damage, done, _settings(run, about), about, _table(run, about))
 
 
 def _space(
@@ -154,6 +159,15 @@ def _settings(run: RunFolder, about: dict[str, Any] | None) -> LearnerConfig:
         return LearnerConfig.model_validate(about["config"]["learner"])
     except (KeyError, TypeError, ValidationError) as error:
         raise TuningError(f"{run.about} does not say the run's settings in a form that is known here.") from error
+
+
+def _table(run: RunFolder, about: dict[str, Any] | None) -> NamedTable | None:
+    """By which latency is an objective of the run."""
+    own = about["config"].get("latency") if about is not None else None
+    try:
+        return None if own is None else NamedTable.model_validate(own)
+    except ValidationError as error:
+        raise TuningError(f"{run.about} holds a latency table that cannot be read: {error}") from error
 
 
 def _output(config: TuneConfig, folder: Path, recorded: Recorded) -> Path:

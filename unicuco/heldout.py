@@ -35,7 +35,8 @@ def measure_heldout(
 
     Returns:
         one row per size; ``kl_uniform_heldout`` is the better of the two forms. ``domains`` has the same figures for
-        every calibration domain where there are several, predictions where the policy has any for them.
+        every calibration domain where there are several, predictions where the policy has any for them;
+        ``latency_ms`` is predicted, where the policy has a latency table.
     """
     report = progress or (lambda stage, done, total: None)
     policy = Policy.load(policy_folder)
@@ -67,6 +68,7 @@ def measure_heldout(
                 "uniform_form": best,
                 "tokens_heldout": fresh.tokens,
                 "domains": _by_domain(heldout, answer, fresh, rivals[best]),
+                **({"latency_ms": answer.latency_ms} if answer.latency_ms is not None else {}),
             }
         )
         report("measuring answers on fresh text", i + 1, len(sizes))

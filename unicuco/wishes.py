@@ -52,8 +52,11 @@ def read_wish(request: Request, names: Sequence[str], domains: Sequence[str], ti
     if isinstance(request.preference, dict):
         costs = [SIZE, LATENCY] if timed else [SIZE]
         allowed = [*costs, *_aliases(names, domains)]
-        _refuse_unknown(request, request.preference, allowed, names, domains)
-        weights = [request.preference.get(name, 0.0) for name in allowed]
+        given = request.preference
+        if MEAN in given and list(names) == [MEAN] and MEAN not in allowed and allowed[-1] not in given:
+            given = {allowed[-1] if name == MEAN else name: weight for name, weight in given.items()}
+        _refuse_unknown(request, given, allowed, names, domains)
+        weights = [given.get(name, 0.0) for name in allowed]
         own = weights[len(costs) :]
         total, cost, rest = sum(weights), sum(weights[: len(costs)]), sum(own)
         if rest > 0:
@@ -77,7 +80,7 @@ def read_wish(request: Request, names: Sequence[str], domains: Sequence[str], ti
 
 
 def _aliases(names: Sequence[str], domains: Sequence[str]) -> list[str]:
-    """How requests name the qualities: a single domain by its own name."""
+    """How requests name the qualities: a single domain by its own name (a preference may say ``mean``, too)."""
     return list(domains) if len(domains) == 1 and SIZE not in domains else list(names)
 
 

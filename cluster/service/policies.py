@@ -73,7 +73,7 @@ class Offered:
             groups=[block.groups for block in space.geometry.blocks],
             neurons=[block.neurons for block in space.geometry.blocks],
             smallest_kept=float(space.kept(space.smallest)),
-            objectives=["size", *self.policy.qualities.names],
+            objectives=[*self.policy.costs.names, *self.policy.qualities.names],
             latency=[_describe_table(self.policy.timed[name]) for name in self.policy.timed.names],
         )
 

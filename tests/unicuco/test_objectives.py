@@ -92,6 +92,21 @@ def test_several_qualities_enter_the_maximum_as_one() -> None:
     assert tchebycheff(weights, values, 0.0).tolist() == pytest.approx([0.25, 0.2])
 
 
+def test_several_costs_enter_the_maximum_as_one() -> None:
+    weights = torch.tensor([[0.25, 0.25, 0.5]]).expand(2, 3)
+    values = torch.tensor([[0.9, 0.1, 0.4], [0.5, 0.1, 0.4]])
+    assert tchebycheff(weights, values, 0.0, num_costs=2).tolist() == pytest.approx([0.25, 0.2])
+
+
+@given(st.integers(0, 1000))
+def test_with_size_alone_it_is_the_papers_formula_bit_for_bit(seed: int) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    weights, values = (torch.rand(20, 2, generator=drawn, dtype=torch.float64) for _ in range(2))
+    weighted = weights * values
+    paper = torch.maximum(weighted[:, 0], weighted[:, 1]) + 0.01 * weighted.sum(dim=-1)
+    assert torch.equal(tchebycheff(weights, values, 0.01), paper)
+
+
 def test_tchebycheff_prefers_the_balanced_point_and_breaks_ties() -> None:
     weights = torch.tensor([[0.5, 0.5]]).expand(4, 2)
     values = torch.tensor([[0.5, 0.5], [0.9, 0.0], [0.5, 0.4], [0.4, 0.4]])
@@ -102,9 +117,9 @@ def test_tchebycheff_prefers_the_balanced_point_and_breaks_ties() -> None:
 
 def test_a_scale_runs_from_nought_to_one() -> None:
     scale = Scale(0.4, (-6.0,), (2.0,))
-    assert scale.size(torch.tensor([0.4, 1.0])).tolist() == pytest.approx([0, 1])
+    assert scale.cost(torch.tensor([0.4, 1.0])).tolist() == pytest.approx([0, 1])
     several = Scale(0.4, (-6.0, -4.0), (2.0, 0.0))
-    found = several.values(torch.tensor([0.7]).double(), torch.tensor([[-2.0, -1.0]]).double())
+    found = several.values(torch.tensor([[0.7]]).double(), torch.tensor([[-2.0, -1.0]]).double())
     assert found.tolist() == [pytest.approx([0.5, 0.5, 0.75])] and several.num_qualities == 2
     assert scale.quality(torch.tensor([[-6.0], [-2.0], [2.0]])).flatten().tolist() == pytest.approx([0, 0.5, 1])
 

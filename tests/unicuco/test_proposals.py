@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unicuco.synthetic import KnownDamage, make_space
+from unicuco.costs import Costs
 from unicuco.objectives import Scale
 from unicuco.proposals import Pool, budgets_of, first_design, make_pool, pick, strategy_key, uniform
 from unicuco.qualities import Qualities
@@ -56,15 +57,17 @@ def test_a_pool_is_new_distinct_and_scored(sites: str) -> None:
     taken = {strategy_key(row) for row in seen}
     torch.manual_seed(0)
     scale = Scale(0.4, (-5.0,), (0.0,))
-    pool = make_pool(space, qualities, StratNet(2, space.num_sites, 16), scale, taken, torch.Generator().manual_seed(0))
+    pool = make_pool(
+        Costs(space), qualities, StratNet(2, space.num_sites, 16), scale, taken, torch.Generator().manual_seed(0)
+    )
     keys = {strategy_key(row) for row in pool.levels}
     assert len(keys) == len(pool.levels) == len(pool.origins) > 20 and not keys & taken
     space.check_levels(pool.levels)
-    np.testing.assert_array_equal(pool.kept, space.kept(pool.levels))
+    np.testing.assert_array_equal(pool.costs[:, 0], space.kept(pool.levels))
     assert np.isfinite(pool.mean).all() and (pool.deviation > 0).all()
     everything = taken | keys
     again = make_pool(
-        space, qualities, StratNet(2, space.num_sites, 16), scale, everything, torch.Generator().manual_seed(0)
+        Costs(space), qualities, StratNet(2, space.num_sites, 16), scale, everything, torch.Generator().manual_seed(0)
     )
     assert not {strategy_key(row) for row in again.levels} & everything
 
@@ -75,7 +78,7 @@ def test_optimism_prefers_what_is_uncertain() -> None:
     )
     scale, known = Scale(0.4, (-5.0,), (2.0,)), np.array([[0.9, -4.0]])
     assert pick(pool, known, scale, 1.0, 1) == [1]
-    surer = Pool(pool.levels, pool.origins, pool.kept, np.array([[-0.2], [0.0]]), pool.deviation)
+    surer = Pool(pool.levels, pool.origins, pool.costs, np.array([[-0.2], [0.0]]), pool.deviation)
     assert pick(surer, known, scale, 0.0, 1) == [0]
 
 

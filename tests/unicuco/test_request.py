@@ -80,7 +80,7 @@ def test_preferences_and_bounds_by_name_survive_json(
     weights: dict[str, float], bounds: dict[str, float], bounded: bool
 ) -> None:
     request = Request(preference=weights, kept=0.5)
-    assert parse_request(request.model_dump_json()) == request and request.weighs_size == ("size" in weights)
+    assert parse_request(request.model_dump_json()) == request and request.weighs_costs == ("size" in weights)
     request = Request(max_kl=bounds, kept=0.5 if bounded else None)
     assert parse_request(request.model_dump_json()) == request and request.bounds_size == bounded
 

@@ -8,6 +8,7 @@ import torch
 
 from tests.unicuco.synthetic import KnownDamage, make_space
 from unicuco.allocation import allocate
+from unicuco.costs import Costs
 from unicuco.objectives import Scale, site_shares, tchebycheff
 from unicuco.proposals import budgets_of, first_design, make_teachers, uniform
 from unicuco.qualities import Qualities
@@ -24,6 +25,7 @@ from unicuco.surrogate import Surrogate
 SPACE = make_space(4)
 MODEL = KnownDamage(SPACE, seed=2)
 CONFIG = StratNetConfig(width=64, steps=300)
+COSTS = Costs(SPACE)
 SHARES = torch.as_tensor(site_shares(SPACE))
 
 
@@ -48,8 +50,8 @@ def fresh() -> StratNet:
 def train(qualities: Qualities, scale: Scale, net: StratNet | None = None, **changes: object) -> tuple[StratNet, float]:
     config = CONFIG.model_copy(update=changes)
     generator = torch.Generator().manual_seed(0)
-    teachers = make_teachers(SPACE, qualities, scale, generator) if config.teaching else None
-    return train_stratnet(net or fresh(), qualities, SHARES, scale, teachers, config, generator)
+    teachers = make_teachers(COSTS, qualities, scale, generator) if config.teaching else None
+    return train_stratnet(net or fresh(), qualities, COSTS, scale, teachers, config, generator)
 
 
 def answers(net: StratNet, kept: np.ndarray) -> np.ndarray:
@@ -126,7 +128,7 @@ def test_the_balanced_preference_is_where_the_point_is_optimal() -> None:
     first = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     line = torch.stack([first, 1 - first], -1)
     alone = torch.ones(19, 1, dtype=torch.float64)
-    for i, preference in enumerate(balanced_preference(line, alone)):
+    for i, preference in enumerate(balanced_preference(line, alone, alone)):
         assert int(tchebycheff(preference.expand(19, 2), line, 0.0).argmin()) == i
 
 
@@ -142,11 +144,21 @@ def test_strategies_stay_within_what_sites_can_lose() -> None:
 def test_with_several_qualities_the_shares_stay_and_size_is_balanced() -> None:
     shares = draw_preferences(50, torch.Generator().manual_seed(0), 3)
     values = torch.rand(50, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.01
-    preference = balanced_preference(values, shares)
+    preference = balanced_preference(values, torch.ones(50, 1, dtype=torch.float64), shares)
     torch.testing.assert_close(preference.sum(-1), torch.ones(50, dtype=torch.float64))
     torch.testing.assert_close(preference[:, 1:] / preference[:, 1:].sum(-1, keepdim=True), shares)
     weighted = preference * values
     torch.testing.assert_close(weighted[:, 0], weighted[:, 1:].sum(-1))
+
+
+def test_with_several_costs_their_shares_stay_and_both_sides_balance() -> None:
+    of_costs, shares = (draw_preferences(50, torch.Generator().manual_seed(seed), 2) for seed in (0, 1))
+    values = torch.rand(50, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.01
+    preference = balanced_preference(values, of_costs, shares)
+    torch.testing.assert_close(preference[:, :2] / preference[:, :2].sum(-1, keepdim=True), of_costs)
+    torch.testing.assert_close(preference[:, 2:] / preference[:, 2:].sum(-1, keepdim=True), shares)
+    weighted = preference * values
+    torch.testing.assert_close(weighted[:, :2].sum(-1), weighted[:, 2:].sum(-1))
 
 
 def test_training_preferences_reach_small_models_whatever_the_number_of_qualities() -> None:
@@ -165,12 +177,12 @@ def test_shares_still_count_where_size_is_nearly_everything() -> None:
     assert (one - other).abs().max() > 0.01 and torch.isfinite(none).all()
 
 
-@pytest.mark.parametrize("num_objectives", [2, 4])
-def test_arrays_get_the_same_answers_as_tensors(num_objectives: int) -> None:
+@pytest.mark.parametrize(("num_objectives", "num_costs"), [(2, 1), (4, 1), (3, 2), (4, 2)])
+def test_arrays_get_the_same_answers_as_tensors(num_objectives: int, num_costs: int) -> None:
     torch.manual_seed(0)
     deepest = torch.linspace(0.5, 1.0, SPACE.num_sites, dtype=torch.float64)
-    net = StratNet(num_objectives, SPACE.num_sites, width=16, deepest=deepest).eval()
-    preference = spread_preferences(40, torch.Generator().manual_seed(0), num_objectives)
+    net = StratNet(num_objectives, SPACE.num_sites, width=16, deepest=deepest, num_costs=num_costs).eval()
+    preference = spread_preferences(40, torch.Generator().manual_seed(0), num_objectives, num_costs)
     corners = torch.eye(num_objectives, dtype=torch.float64)  # size alone: shares of nothing
     asked = torch.cat([preference, corners])
     with torch.no_grad():

@@ -169,7 +169,7 @@ def test_a_damaged_or_foreign_table_is_refused_in_one_sentence(policy: Policy, t
     policy.save(tmp_path / "policy")
     path = tmp_path / "policy" / "latency" / "box.json"
     made_up_table(geometry(blocks=4)).save(path)
-    with pytest.raises(LatencyError, match=r"Table 'box': .* differ from those of this policy's base model"):
+    with pytest.raises(LatencyError, match=r"Table 'box': .* differ from those of the base model here"):
         Policy.load(tmp_path / "policy")
     path.write_text(path.read_text()[:-40])
     with pytest.raises(LatencyError, match=r"box\.json is no latency table"):

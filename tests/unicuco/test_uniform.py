@@ -81,7 +81,7 @@ def test_bounds_on_quality_and_preferences(mixed: tuple[Policy, KnownDamage]) ->
     assert not nothing.feasible and "parameters are left" in nothing.note
     with pytest.raises(RequestError, match="names 'poetry'"):
         uniform(policy, preference={"size": 1, "poetry": 1})
-    with pytest.raises(RequestError, match="not on latency"):
+    with pytest.raises(RequestError, match="not for latency"):
         uniform(policy, kept=0.6, max_latency_ms=5.0)
 
 

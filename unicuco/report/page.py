@@ -123,11 +123,13 @@ def _settings(run: Run) -> str:
         return ", ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in values)
 
     corpora = sorted({domain for e in run.evaluations for domain in e.domains})
-    versions = run.setting("versions")
+    versions, config = run.setting("versions"), run.settings.get("config")
+    latency = config.get("latency") if isinstance(config, dict) else None
     facts = {
         "Base model": _model(run),
         "Corpus": ", ".join(corpora) or run.setting("corpus", "calibration", "domains"),
         "Tokens per evaluation": measured("tokens") or run.setting("tokens"),
+        "Latency, an objective": f"table '{latency.get('name')}'" if isinstance(latency, dict) else None,
         "Seed": run.setting("seed"),
         "Number type": measured("dtype") or run.setting("dtype"),
         "Device": measured("device") or run.setting("device"),
@@ -154,15 +156,20 @@ def _value(name: str, value: Any) -> str:
 def _sizes(run: Run) -> str:
     if not run.heldout:
         return "<p>No answer of the policy has been measured on held-out windows yet.</p>"
-    rows = [_size_row(run, point) for point in run.heldout]
+    timed = any(point.latency_ms is not None for point in run.heldout)
+    rows = [_size_row(run, point) + [_milliseconds(point)] * timed for point in run.heldout]
     heads = ["kept", "KL held out", "predicted (90 %)", "uniform held out", "policy ÷ uniform", "KL search", "ratio",
-             "parameters", "weights", "KV cache / token", "FLOPs / token"]  # fmt: skip
+             "parameters", "weights", "KV cache / token", "FLOPs / token", *["predicted ms"] * timed]  # fmt: skip
     note = (
         "<p>kept: share of the blocks' parameters; ratio: share of all parameters; weights and cache at two bytes a "
         "number. KL(dense ‖ pruned) in nats per token. Policy ÷ uniform below 1: better than uniform pruning within "
         "the same size.</p>"
     )
     return _table(heads, rows, "Sizes and their measured quality") + note
+
+
+def _milliseconds(point: HeldOut) -> str:
+    return "" if point.latency_ms is None else f"{point.latency_ms:.4g}"
 
 
 def _size_row(run: Run, point: HeldOut) -> list[str]:

@@ -40,6 +40,7 @@ class HeldOut(BaseModel):
     kl_low: float | None = None
     kl_high: float | None = None
     kl_uniform_heldout: float | None = None
+    latency_ms: float | None = None
 
 
 class Progress(BaseModel):

@@ -6,6 +6,7 @@ const WAYS = {
   max_kl: { name: "Largest KL from the dense model, nats per token", request: (v) => ({ max_kl: v }), shown: (v) => v.toPrecision(2) },
   max_latency_ms: { name: "Longest time, milliseconds", request: (v) => ({ max_latency_ms: v }), shown: (v) => `${v.toPrecision(3)} ms` },
   preference: { name: "How much size counts against quality", request: (v) => ({ preference: [v, 1 - v] }), shown: (v) => v.toFixed(2) },
+  latency: { name: "How much speed counts against quality", request: (v) => ({ preference: faster(v) }), shown: (v) => v.toFixed(2) },
 };
 let policies = [], front = null, answer = null, asked = 0;
 const following = new Map();
@@ -47,11 +48,18 @@ const described = () => policies.find((p) => p.name === $("policy").value);
 const table = () => described().latency.find((t) => t.name === $("table").value);
 const named = () => (table() ? { latency: table().name } : {});
 
+// Latency by its weight, and every quality that the policy was trained on by an equal share of the rest.
+function faster(weight) {
+  const qualities = described().objectives.filter((name) => name !== "size" && name !== "latency");
+  return { latency: weight, ...Object.fromEntries(qualities.map((name) => [name, (1 - weight) / qualities.length])) };
+}
+
 // What was measured of this policy: milliseconds are of one table.
 function offerTables() {
   const tables = described().latency;
   $("speed").hidden = $("table-part").hidden = !tables.length;
-  if (!tables.length && way() === "max_latency_ms") document.querySelector("input[value=kept]").checked = true;
+  $("balance").hidden = !described().objectives.includes("latency");
+  if ((!tables.length && way() === "max_latency_ms") || ($("balance").hidden && way() === "latency")) document.querySelector("input[value=kept]").checked = true;
   $("table").replaceChildren(...tables.map((t) => Object.assign(document.createElement("option"), { value: t.name, textContent: `${t.name}: ${t.workload}` })));
 }
 
@@ -61,6 +69,7 @@ function setUp() {
     kept: [Math.ceil(100 * low.kept) / 100, 1, 0.01, 0.7],
     max_kl: [Math.log(0.02), Math.log(Math.max(low.kl_high, 0.1)), 0.02, Math.log(Math.max(low.kl, 0.1) / 3)],
     preference: [0.02, 0.98, 0.02, 0.5],
+    latency: [0.02, 0.98, 0.02, 0.5],
   };
   if (table()) {
     const { fastest_ms, dense_ms } = table();

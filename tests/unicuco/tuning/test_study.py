@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from tests.unicuco.synthetic import FAST_NET, KnownDamage, KnownDomains, make_learner, make_space, search
+from unicuco.costs import Costs
 from unicuco.errors import TuningError
 from unicuco.evaluations import Evaluation
 from unicuco.learner_config import LearnerConfig
-from unicuco.objectives import site_shares
 from unicuco.policy import Policy
 from unicuco.policy_parts import PolicyParts
 from unicuco.stratnet import StratNet, train_stratnet
@@ -70,8 +70,10 @@ def test_the_front_is_what_the_truth_says_too(log: list[Evaluation]) -> None:
 
 def trained(scorer: Scorer, part: Any, config: LearnerConfig) -> StratNet:
     net, generator = scorer._new_net(config.stratnet.width, 0), torch.Generator().manual_seed(0)
-    shares, fitted = torch.as_tensor(site_shares(SPACE)), part.fitted
-    return train_stratnet(net, fitted.qualities, shares, fitted.scale, part.teachers, config.stratnet, generator)[0]
+    fitted = part.fitted
+    return train_stratnet(net, fitted.qualities, Costs(SPACE), fitted.scale, part.teachers, config.stratnet, generator)[
+        0
+    ]
 
 
 def true_front(scorer: Scorer, part: Any, net: StratNet) -> float:
