@@ -29,6 +29,7 @@ from unicuco.latency import LatencyError, NamedTable
 from unicuco.models.geometry import Geometry
 from unicuco.objectives import Scale
 from unicuco.qualities import Qualities
+from unicuco.request import explain_validation
 from unicuco.space import SearchSpace, SpaceConfig
 from unicuco.storage import atomic_folder, content_hash, write_json
 from unicuco.stratnet import StratNet
@@ -174,4 +175,5 @@ def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    text = explain_validation(error) if isinstance(error, ValidationError) else str(error)
+    return text.strip().split("\n")[0] or type(error).__name__

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from unicuco.evaluations import Candidate, Evaluation, EvaluationLog
+from unicuco.latency import NamedTable
 from unicuco.learner import Learner, LearnerConfig
 from unicuco.models.geometry import BlockGeometry, Geometry
 from unicuco.space import SearchSpace, SpaceConfig
@@ -115,7 +116,9 @@ def make_space(blocks: int = 6, **config: object) -> SearchSpace:
     return SearchSpace(geometry(blocks), SpaceConfig.model_validate({"neuron_multiple": 32} | config))
 
 
-def make_learner(folder: Path, model: KnownDamage, margin_groups: int = 0, **config: object) -> Learner:
+def make_learner(
+    folder: Path, model: KnownDamage, margin_groups: int = 0, latency: NamedTable | None = None, **config: object
+) -> Learner:
     settings = {"evaluations": 40, "batch": 8, "stratnet": FAST_NET} | config
     return Learner(
         model.space,
@@ -124,6 +127,7 @@ def make_learner(folder: Path, model: KnownDamage, margin_groups: int = 0, **con
         EvaluationLog(folder),
         margin_groups=margin_groups,
         domains=getattr(model, "names", ()),
+        latency=latency,
     )
 
 
