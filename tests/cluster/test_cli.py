@@ -143,6 +143,10 @@ def test_profile_then_answer_and_prune_within_milliseconds(
     assert "max_latency_ms" in capsys.readouterr().out
     answer = json.loads((tmp_path / "answers.jsonl").read_text())
     assert answer["latency_table"] == "box" and answer["latency_ms"] <= 0.8 * dense
+    weighed = ("--preference", "latency=2,words=1", "--latency", table, "--output", tmp_path / "weighed.jsonl")
+    assert run(monkeypatch, "answer", world.policy, *weighed) == 0
+    assert json.loads((tmp_path / "weighed.jsonl").read_text())["latency_ms"] < dense
+    capsys.readouterr()
     checkpoint = tmp_path / "quick"
     assert run(monkeypatch, "prune", world.policy, *asked, "--output", checkpoint, *FLOAT) == 0
     assert "ms predicted (table 'box'), measured" in capsys.readouterr().out
@@ -268,6 +272,7 @@ def give_it_code(model: Path) -> None:
         (("prune", "MODEL", "--pruner", "wanda", "--sparsity", 0.5, "--no-verify"), "no request"),
         (("export-gguf", "MODEL", "OUT", "--tokenizer-pre", "default"), "only byte-pair ones"),
         (("answer", "POLICY", "--max-latency-ms", 5), "no latency table"),
+        (("answer", "POLICY", "--preference", "latency=1,words=1"), "prefers latency, but this policy has no latency"),
         (("answer", "POLICY", "--max-latency-ms", 5, "--latency", "nowhere.json"), "No latency table at nowhere.json"),
         (("answer", "POLICY", "--max-latency-ms", 5, "--latency", "BROKEN"), "latency: "),
         (("answer", "POLICY", "--max-latency-ms", -1), "max_latency_ms"),

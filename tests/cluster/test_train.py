@@ -23,7 +23,11 @@ import pytest
 from rich.console import Console
 
 from tests.cluster.tiny import make_model, make_text, options
+from tests.unicuco.synthetic import geometry
+from tests.unicuco.tables import made_up_table
 from unicuco.evaluations import EvaluationLog, read_evaluations
+from unicuco.latency import LatencyError, NamedTable
+from unicuco.request import Request
 
 if TYPE_CHECKING:
     from cluster.training import TrainConfig, TrainResult
@@ -234,4 +238,34 @@ def test_setup_errors_leave_no_run_behind(ray_session: None, inputs: tuple[Path,
     narrow = config.preparation.model_copy(update={"space": SpaceConfig(drop=False, neuron_multiple=256)})
     with pytest.raises(SpaceError, match=r"kept_low is 0\.4"):
         train(config.model_copy(update={"preparation": narrow}), quiet())
+    made_up_table(geometry()).save(tmp_path / "other.json")
+    with pytest.raises(LatencyError, match="made-up, whose blocks differ from those of the base model here"):
+        train(config_of(inputs, run, latency=str(tmp_path / "other.json")), quiet())
     assert not run.exists()
+
+
+def test_a_run_with_latency_keeps_its_table(ray_session: None, inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    """The file may go: resume, policy and report have what they need of it."""
+    from cluster.training import resume, train
+    from cluster.watching import watch
+    from unicuco.models.load import load_base_model
+    from unicuco.policy import Policy
+    from unicuco.report import write_report
+
+    file, run = tmp_path / "Box.json", tmp_path / "run"
+    table = made_up_table(load_base_model(str(inputs[0]), "float32").geometry)
+    table.save(file)
+    train(config_of(inputs, run, 10, latency=str(file)), quiet())
+    file.unlink()
+    about = json.loads((run / "run.json").read_text())
+    assert about["config"]["latency"]["name"] == "box" and about["config"]["latency"]["digest"] == table.digest
+    policy = Policy.load(run)
+    assert policy.costs.names == ("size", "latency") and policy.parts.latency == NamedTable.of("box", table)
+    (answer,) = policy.answer([Request(preference={"latency": 0.6, "words": 0.4})])
+    assert answer.latency_table == "box" and len(answer.preference) == 3
+    result = resume(run, console=quiet())
+    assert result.evaluations == len(EvaluationLog(run / "evaluations"))
+    assert all(row["latency_ms"] > 0 for row in result.heldout)
+    page = write_report(run).read_text()
+    assert "table &#x27;box&#x27;" in page and "predicted ms" in page
+    watch(str(run), once=True)

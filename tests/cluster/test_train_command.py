@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from cluster.train import OptionError, add_train_command, config_values, main
 from tests.unicuco.synthetic import geometry
+from tests.unicuco.tables import made_up_table
+from unicuco.latency import NamedTable
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,6 +98,21 @@ def test_a_sparsity_pruner_is_a_space_that_reaches_further(tmp_path: Path) -> No
     assert TrainConfig(model="m", run="r").learner.kept_low == 0.4
 
 
+def test_a_latency_table_is_read_into_the_configuration(tmp_path: Path) -> None:
+    from cluster.training import TrainConfig
+
+    made_up_table(geometry()).save(tmp_path / "My box.json")
+    values = config_values({"model": "m", "run": "r", "latency": str(tmp_path / "My box.json")})
+    config = TrainConfig.model_validate(values)
+    assert config.latency == NamedTable.of("my-box", made_up_table(geometry()))
+    kept = json.loads(json.dumps(config.model_dump(mode="json")))
+    assert TrainConfig.model_validate(kept) == config
+    kept["latency"]["table"]["fixed_ms"] *= 2
+    with pytest.raises(ValueError, match="not what its digest says"):
+        TrainConfig.model_validate(kept)
+    assert TrainConfig.model_validate({"model": "m", "run": "r"}).latency is None
+
+
 def test_each_evaluator_is_told_its_devices() -> None:
     from actors.placement import PoolPlan
     from cluster.training import placed
@@ -119,6 +136,8 @@ def test_each_evaluator_is_told_its_devices() -> None:
         (["smollm2", "--run", "RUN", "--space", "blocks", "--multiple", "128"], "--multiple is for MLPs that become"),
         (["smollm2", "--run", "RUN", "--pruner", "width"], "--pruner is wanda, sparsegpt or sparsellm"),
         (["smollm2", "--run", "RUN", "--pruner", "wanda", "--space", "width"], "give one of them"),
+        (["smollm2", "--run", "RUN", "--latency", "/nowhere.json"], "No latency table at /nowhere.json"),
+        (["smollm2", "--run", "RUN", "--latency", "README.md"], "README.md is no latency table"),
         (["smollm2", "--run", "RUN", "--config", "/nowhere.json"], "cannot be read as JSON"),
         (["/nowhere/model", "--run", "RUN"], "No folder at /nowhere/model"),
         (["--resume", "RUN"], "holds no run"),

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from cluster.service.policies import Policies
 from tests.cluster.service.conftest import config_of, serving
 from tests.cluster.service.test_checkpoints import wait_for
+from tests.cluster.service.tiny_run import learn_latency
 from tests.unicuco.tables import made_up_table
 from unicuco.latency import LatencyConfig, LatencyTable
 from unicuco.models.load import load_base_model
@@ -55,6 +56,21 @@ def test_what_the_policy_does_not_know_is_a_problem_in_one_sentence(client: Test
     assert refused.status_code == 422 and refused.json()["detail"].endswith("'phone'; this policy knows here.")
     assert refused.json()["errors"][0]["where"] == "body.requests.1"
     assert client.post("/v1/answers", json={"requests": [{"max_latency_ms": -1}]}).status_code == 422
+
+
+def test_preferences_for_latency_with_and_without_training_on_it(timed_run: Path, tmp_path: Path) -> None:
+    learned = tmp_path / "learned"
+    shutil.copytree(timed_run, learned)
+    learn_latency(learned)
+    requests = [{"preference": {"latency": w, "prose": 1 - w}, "latency": "here"} for w in (0.1, 0.9)]
+    for run, objectives in ((timed_run, ["size", "mean"]), (learned, ["size", "latency", "mean"])):
+        (tmp_path / objectives[1]).mkdir()
+        with serving(config_of(run, tmp_path / objectives[1])) as client:
+            assert client.get("/v1/policies").json()["policies"][0]["objectives"] == objectives
+            answers = client.post("/v1/answers", json={"requests": requests}).json()["answers"]
+            assert answers[1]["latency_ms"] < answers[0]["latency_ms"]
+            own = client.post("/v1/answers", json={"requests": [{"preference": {"latency": 1, "prose": 1}}]})
+            assert own.json()["answers"][0]["latency_table"] == ("here" if run == timed_run else "box")
 
 
 def test_a_checkpoint_is_measured_by_its_table(client: TestClient) -> None:

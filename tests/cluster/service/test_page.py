@@ -16,6 +16,7 @@ from cluster.service.config import ServiceConfig
 from cluster.service.gateway import Gateway
 from cluster.service.keys import KeyFile
 from tests.cluster.service.conftest import Bridge, config_of, jobs_in_a_loop, listening, threaded
+from tests.cluster.service.tiny_run import learn_latency
 from tests.unicuco.tables import made_up_table
 from unicuco.policy import Policy
 
@@ -77,8 +78,25 @@ def test_a_speed_can_be_asked_for_where_the_policy_has_a_table(browser: Any, tin
         page.close()
 
 
+def test_speed_is_weighed_where_the_policy_learned_it(browser: Any, tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    learn_latency(run)
+    page = browser.new_page()
+    for address in serve(config_of(run, tmp_path)):
+        page.goto(address)
+        page.wait_for_selector("#answer dd")
+        with page.expect_response("**/v1/answers") as reply:
+            page.check("input[value=latency]")
+        (request,) = json.loads(reply.value.request.post_data)["requests"]
+        assert request == {"preference": {"latency": 0.5, "mean": 0.5}, "latency": "box"} and reply.value.status == 200
+        assert page.inner_text("#amount-name") == "How much speed counts against quality" and page.is_hidden("#problem")
+        page.close()
+
+
 def test_without_a_table_no_speed_is_offered(page: Any) -> None:
-    assert not page.is_visible("#speed") and not page.is_visible("#table-part") and "Latency" not in promised(page)
+    assert not any(page.is_visible(part) for part in ("#speed", "#balance", "#table-part"))
+    assert "Latency" not in promised(page)
 
 
 def promised(page: Any) -> str:

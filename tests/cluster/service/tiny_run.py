@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.unicuco import tiny
+from tests.unicuco.tables import made_up_table
 from unicuco.evaluations import EvaluationLog
 from unicuco.evaluator import Evaluator, EvaluatorConfig
+from unicuco.latency import LatencyTable, NamedTable
 from unicuco.learner import Learner, LearnerConfig
 from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.models.source import find_model
+from unicuco.policy_parts import load_parts
 from unicuco.preparation import PreparationConfig, prepare
 from unicuco.stratnet import StratNetConfig
 
@@ -43,3 +46,15 @@ def make_run(folder: Path, seed: int = 0) -> Path:
             learner.tell(evaluator.evaluate(candidate))
     learner.save_policy(folder / "run" / "policy")
     return folder / "run"
+
+
+def learn_latency(run: Path, name: str = "box") -> LatencyTable:
+    """Trains the policy of ``run`` again, on the same evaluations, with latency among its objectives."""
+    parts = load_parts(run)
+    table = made_up_table(parts.space.geometry)
+    config = LearnerConfig(evaluations=EVALUATIONS, batch=8, stratnet=StratNetConfig(width=32, steps=60), margins=0)
+    log, box = EvaluationLog(run / "evaluations"), NamedTable.of(name, table)
+    learner = Learner(parts.space, parts.damage, config, log, parts.provenance, domains=("prose",), latency=box)
+    learner.train()
+    learner.save_policy(run / "policy")
+    return table

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from tests.unicuco.synthetic import FAST_NET, KnownDamage, KnownDomains, make_learner, make_space, search
+from tests.unicuco.tables import made_up_table
 from unicuco.costs import Costs
 from unicuco.errors import TuningError
 from unicuco.evaluations import Evaluation
+from unicuco.latency import NamedTable
 from unicuco.learner_config import LearnerConfig
 from unicuco.policy import Policy
 from unicuco.policy_parts import PolicyParts
@@ -147,6 +149,16 @@ def test_domains_are_judged_one_by_one(tmp_path: Path) -> None:
     assert study.domains == ("code", "prose")
     default, bad = (scorer.score(Job(setting, 1, 0)) for setting in (0, 1))
     assert not default.error and bad.front > default.front + 0.05
+
+
+def test_settings_of_a_run_with_latency_train_networks_for_it(log: list[Evaluation]) -> None:
+    box = NamedTable.of("box", made_up_table(SPACE.geometry, attention=3.0, mlp=0.3))
+    lame: Setting = {"stratnet.learning_rate": 1e-6, "stratnet.teaching": 0.0}
+    scorer = Scorer(Study.of_log(SPACE, MODEL.table, log, BASE, [{}, lame], CUTS, box))
+    assert scorer._new_net(16, 0).num_costs == 2
+    default, bad = (scorer.score(Job(setting, FULL, 0)) for setting in (0, 1))
+    assert not default.error and bad.front > default.front + 0.1
+    assert default.density == Scorer(study_of(log)).score(Job(0, 0, 0)).density, "surrogates are the same"
 
 
 def test_too_short_a_log_is_refused(log: list[Evaluation]) -> None:
