@@ -42,6 +42,8 @@ def answer(
 
     Example: unicuco answer runs/first --max-latency-ms 25 --latency latency.json
 
+    Example: unicuco answer runs/first --preference latency=0.4,mean=0.6 --latency latency.json
+
     Example: unicuco answer runs/first --requests examples/requests.jsonl --output answers.jsonl
     """
     from cluster.answering import run_answer

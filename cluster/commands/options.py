@@ -17,7 +17,8 @@ MaxKl = Annotated[
     str | None, typer.Option(help="Largest KL from the dense model, nats per token; or per domain: code=0.1,prose=0.4.")
 ]
 Preference = Annotated[
-    str | None, typer.Option(help="Weights of size and quality loss: 0.3,0.7; or by name: code=0.8,prose=0.2.")
+    str | None,
+    typer.Option(help="Weights of size and quality loss: 0.3,0.7; or by name: code=0.8,prose=0.2, latency=1,mean=2."),
 ]
 MaxLatency = Annotated[float | None, typer.Option(help="Largest predicted latency, in milliseconds.")]
 Latency = Annotated[

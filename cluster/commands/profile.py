@@ -31,7 +31,7 @@ def profile(
     output: Annotated[Path | None, typer.Option(help="Write the table here, and its picture beside it.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the base model's own code.")] = False,
 ) -> None:
-    """Measures the latency of every choice on this device, for bounds in milliseconds.
+    """Measures the latency of every choice on this device: for bounds in milliseconds, and to train on.
 
     Example: unicuco profile smollm2 --mode decode --threads 2 --output latency.json
 
@@ -48,8 +48,8 @@ def profile(
     from unicuco.report.latency import draw_latency
     from unicuco.request import explain_validation
 
-    spec, multiple, folder = _base_of(model)
-    target = _target(folder, name, output)
+    spec, multiple, folder, own = _base_of(model)
+    target = _target(folder, name, output, own)
     try:
         config = LatencyConfig.model_validate(
             {"device": device, "dtype": dtype, "threads": threads, "mode": mode, "batch": batch, "clock": clock}
@@ -79,21 +79,23 @@ def profile(
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _base_of(model: str) -> tuple[str, int, Path | None]:
-    """The base model, the step of its MLP widths, and the folder that keeps tables, where ``model`` is one."""
+def _base_of(model: str) -> tuple[str, int, Path | None, str | None]:
+    """The base model, the step of its MLP widths; where ``model`` is a folder that keeps tables, that, and the name of
+    the table that its policy was trained on, if any."""
     from unicuco.policy_parts import load_parts
 
     folder = Path(model)
     if not any((folder / part / "policy.json").is_file() for part in ("", "policy")):
-        return model, 64, None
+        return model, 64, None, None
     parts = load_parts(folder)
     spec = str(parts.provenance.get("model", {}).get("spec", ""))
     if not spec:
         raise RequestError(f"The policy at {folder} does not say its base model: profile that, and give --output.")
-    return spec, parts.space.config.neuron_multiple, folder
+    own = None if parts.latency is None else parts.latency.name
+    return spec, parts.space.config.neuron_multiple, folder, own
 
 
-def _target(folder: Path | None, name: str | None, output: Path | None) -> Path | None:
+def _target(folder: Path | None, name: str | None, output: Path | None, own: str | None) -> Path | None:
     import re
 
     from unicuco.latency import FOLDER
@@ -107,6 +109,8 @@ def _target(folder: Path | None, name: str | None, output: Path | None) -> Path 
         raise RequestError("--name keeps the table in a run or policy folder: give one, and no --output.")
     if not re.fullmatch(TABLE_NAME, name):
         raise RequestError(f"'{name}' is no name of a table: lower-case letters, digits, '.', '_' and '-'.")
+    if name == own:
+        raise RequestError(f"The policy at {folder} was trained on another table '{name}': choose another name.")
     return folder / FOLDER / f"{name}.json"
 
 

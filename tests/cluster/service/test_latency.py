@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from cluster.commands.profile import profile as profile_command
 from cluster.service.policies import Policies
 from tests.cluster.service.conftest import config_of, serving
 from tests.cluster.service.test_checkpoints import wait_for
 from tests.cluster.service.tiny_run import learn_latency
 from tests.unicuco.tables import made_up_table
+from unicuco.errors import RequestError
 from unicuco.latency import LatencyConfig, LatencyTable
 from unicuco.models.load import load_base_model
 from unicuco.policy import Policy
@@ -71,6 +73,15 @@ def test_preferences_for_latency_with_and_without_training_on_it(timed_run: Path
             assert answers[1]["latency_ms"] < answers[0]["latency_ms"]
             own = client.post("/v1/answers", json={"requests": [{"preference": {"latency": 1, "prose": 1}}]})
             assert own.json()["answers"][0]["latency_table"] == ("here" if run == timed_run else "box")
+
+
+def test_no_other_table_takes_the_name_of_the_one_that_was_trained_on(timed_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(timed_run, run)
+    learn_latency(run)
+    with pytest.raises(RequestError, match="was trained on another table 'box': choose another name"):
+        profile_command(str(run), name="box")
+    assert not (run / "latency" / "box.json").exists()
 
 
 def test_a_checkpoint_is_measured_by_its_table(client: TestClient) -> None:
