@@ -167,8 +167,15 @@ def test_resume_refuses_what_the_run_was_not_started_with(
     with pytest.raises(RunError, match="was started with another base model"):
         resume(run, model=str(other), console=quiet())
     moved = Path(shutil.copytree(inputs[0], tmp_path / "moved"))
-    assert resume(run, model=str(moved), console=quiet()).evaluations == BUDGET  # nothing left to do, and that is fine
+    ended = quiet()
+    done = resume(run, model=str(moved), console=ended)
+    assert "has ended" in said(ended) and done.evaluations == BUDGET and done.seconds == 0
+    assert done.heldout == resumed.result.heldout
+    (run / "heldout.json").unlink()  # what a kill at the very end leaves: measured again
+    again = resume(run, model=str(moved), console=quiet())
+    assert again.evaluations == BUDGET and (run / "heldout.json").is_file()
 
+    (run / "heldout.json").unlink()
     about = json.loads((run / "run.json").read_text())
     about["preparation"]["digest"] = "f" * 64
     (run / "run.json").write_text(json.dumps(about))
