@@ -17,6 +17,7 @@ from cluster.commands.prune import prune
 from cluster.commands.recover import recover
 from cluster.commands.runs import report, watch
 from cluster.commands.serve import serve
+from cluster.commands.supernet import supernet
 from cluster.commands.verify import export_gguf, verify
 from cluster.keys import keys_app
 from cluster.train import add_train_command
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 add_train_command(app)
 add_tune_command(app)
-for _command in (watch, answer, prune, verify, export_gguf, evaluate, recover, profile, report, serve):
+for _command in (watch, answer, prune, verify, export_gguf, evaluate, recover, supernet, profile, report, serve):
     app.command()(_command)
 app.add_typer(keys_app, name="keys")
 

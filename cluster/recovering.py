@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cluster.progress import stages
-
-if TYPE_CHECKING:
-    from unicuco.recovery.training import TrainProgress
+from cluster.training_bar import training_bar
 
 MINUTES = 10.0
-LINES = 10
-"""Lines that are printed in all when the output is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ def run_recover(given: RecoverOptions) -> None:
         torch.set_num_threads(given.threads)
     console = Console()
     command = shlex.join(["unicuco", *sys.argv[1:]])
-    with stages(console) as stage, _training_bar(console) as progress:
+    with stages(console) as stage, training_bar(console) as progress:
         done = recover(
             given.checkpoint,
             given.output,
@@ -84,29 +77,3 @@ def run_recover(given: RecoverOptions) -> None:
     lines.append(f"checkpoint  {done.folder}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _training_bar(console: Console) -> Iterator[TrainProgress]:
-    """A bar with the KL on a terminal, a few lines elsewhere."""
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal, auto_refresh=False
-    ) as bar:
-        task = bar.add_task("", total=None, visible=False)
-
-        def report(done: int, total: int, kl: float) -> None:
-            bar.update(task, completed=done, total=total, description=f"KL {kl:.3f}", visible=done < total)
-            if console.is_terminal:
-                bar.refresh()
-            elif done == total or done % max(total // LINES, 1) == 0:
-                console.print(f"training: step {done} of {total}, KL {kl:.3f}", highlight=False)
-
-        yield report

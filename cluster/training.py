@@ -16,22 +16,19 @@ from rich.console import Console
 from actors.factory import Factory
 from actors.placement import PoolConfig, PoolPlan, plan_pool
 from actors.runtime import RayConfig, start_or_attach, usable_cpus
+from cluster.preparing import driver_device, portable, prepare_run, reopen
 from cluster.progress import RunDisplay, heldout_table, stages
 from cluster.remote_runs import open_run
 from cluster.runs import RunError, RunFolder, describe_run, versions, write_about
-from unicuco.calibration import draw_windows
-from unicuco.costs import Costs
+from cluster.watching import read_heldout
 from unicuco.evaluations import EvaluationLog
 from unicuco.evaluator import EvaluatorConfig
-from unicuco.heldout import WINDOWS, measure_heldout
+from unicuco.heldout import measure_heldout
 from unicuco.latency import NamedTable
 from unicuco.learner import LearnerConfig
-from unicuco.models.load import load_base_model, load_tokenizer
-from unicuco.models.source import ModelSource, find_model
+from unicuco.models.source import find_model
 from unicuco.models.spread import devices_for
-from unicuco.preparation import Preparation, PreparationConfig, prepare
-from unicuco.remote.nodes import find_preparation
-from unicuco.space import SearchSpace
+from unicuco.preparation import Preparation, PreparationConfig
 
 SPARSE_KEPT_LOW = 0.2
 """``kept_low`` of runs with a sparsity pruner."""
@@ -107,10 +104,10 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     folder = open_run(config.run)
     folder.refuse_existing()
     source = find_model(config.model)
-    config = config.model_copy(update={"model": _portable(config.model), "run": folder.where})
+    config = config.model_copy(update={"model": portable(config.model), "run": folder.where})
     with folder.locked(console.print), start_or_attach(config.ray):
         plan = plan_for(config)
-        prepared = _prepare(config, source, console)
+        prepared = prepare_run(config, source, console)
         facts = {
             "model": {"spec": source.spec, "digest": source.digest},
             "preparation": {
@@ -151,7 +148,7 @@ def resume(
     except (KeyError, TypeError, ValidationError) as error:
         raise RunError(f"{folder.where} does not describe a run that can be resumed: {error}") from error
     moved = {
-        "model": _portable(model) if model else config.model,
+        "model": portable(model) if model else config.model,
         "pool": config.pool.model_copy(update=pool.model_dump(exclude_unset=True)) if pool else config.pool,
         "ray": ray or config.ray,
     }
@@ -165,10 +162,27 @@ def resume(
     changed = [name for name, version in versions().items() if about["versions"].get(name) != version]
     if changed:
         console.print(f"Note: started with other versions of {', '.join(changed)}.", highlight=False)
+    ended = _ended(folder, console)
+    if ended is not None:
+        return ended
     with folder.locked(console.print), start_or_attach(config.ray):
         plan = plan_for(config)
-        prepared = _reopen(preparation, folder.uri, config, source, console)
+        prepared = reopen(preparation, folder.uri, config, source, console)
         return _run(config, plan, folder, prepared, console)
+
+
+def _ended(folder: RunFolder, console: Console) -> TrainResult | None:
+    """What a run that went to its end left, told again; ``None``: there is something to go on with."""
+    if not (folder.heldout.is_file() and folder.policy.is_dir()):
+        return None
+    heldout, evaluations = read_heldout(folder), len(EvaluationLog(folder.evaluations))
+    console.print(
+        f"The run in {folder.where} has ended, with {evaluations} strategies evaluated: nothing is left to do.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(heldout_table(heldout))
+    return TrainResult(folder.path, folder.policy, evaluations, 0, 0.0, heldout)
 
 
 def plan_for(config: TrainConfig) -> PoolPlan:
@@ -255,58 +269,8 @@ def _measure_heldout(
     config: TrainConfig, folder: RunFolder, prepared: Preparation, console: Console
 ) -> list[dict[str, Any]]:
     """The policy's answers at the protocol's sizes, measured on fresh windows; what ``heldout.json`` then says."""
-    evaluator = config.evaluator.model_copy(update={"device": _driver_device(config)})
+    evaluator = config.evaluator.model_copy(update={"device": driver_device(config)})
     with stages(console) as report:
         rows = measure_heldout(folder.policy, config.model, prepared.folder, evaluator, report)
     folder.save(folder.heldout, rows)
     return rows
-
-
-def _prepare(config: TrainConfig, source: ModelSource, console: Console) -> Preparation:
-    """Builds or finds the preparation; the driver's copy of the base model is gone afterwards, from GPUs too."""
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # one bar is ours
-    trust = config.evaluator.trust_remote_code
-    tokenizer = load_tokenizer(source, trust)
-    draw_windows(config.preparation.calibration, tokenizer, "heldout", WINDOWS)  # too short a text: say so now
-    base = load_base_model(source, config.preparation.dtype, _driver_device(config), trust)
-    table = None if config.latency is None else config.latency.table
-    Costs(SearchSpace(base.geometry, config.preparation.space), table).check_reach(config.learner.kept_low)
-    with stages(console) as report:
-        prepared = prepare(base, tokenizer, config.preparation, report)
-    del base
-    torch.cuda.empty_cache()  # evaluators on this machine need the room
-    return prepared
-
-
-def _reopen(
-    recorded: dict[str, str], uri: str | None, config: TrainConfig, source: ModelSource, console: Console
-) -> Preparation:
-    """The preparation that the run began with; built again where cache and run have lost it."""
-    prepared = find_preparation(Path(recorded["folder"]), recorded["digest"], uri)
-    if prepared is None:
-        prepared = _prepare(config, source, console)
-    if prepared.digest != recorded["digest"]:
-        raise RunError(
-            f"The run was started with preparation {recorded['digest'][:12]}, but the one here is "
-            f"{prepared.digest[:12]}: the calibration text or the versions changed. Start a new run."
-        )
-    prepared.check_model(source.digest, source.spec)
-    return prepared
-
-
-def _driver_device(config: TrainConfig) -> str:
-    """Where the driver itself computes: on as many GPUs as an evaluator, if they are here (a head may have none)."""
-    import torch
-
-    if not config.evaluator.device.startswith("cuda") or not torch.cuda.is_available():
-        return "cpu"
-    return devices_for("cuda", min(config.pool.gpus or 1, torch.cuda.device_count()))
-
-
-def _portable(spec: str) -> str:
-    """``spec`` so that it means the same to an actor with another working directory."""
-    path = Path(spec).expanduser()
-    return str(path.resolve()) if path.exists() else spec

@@ -24,6 +24,7 @@ from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
 from unicuco.tasks.definitions import Task
 from unicuco.tasks.run import BATCH, check_lm_eval, run_tasks
 from unicuco.tasks.scores import Scores
+from unicuco.teacher import find_teacher
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,12 @@ def assess(
 
     models = [models] if isinstance(models, str) else list(models)
     card = next(filter(None, (_card(name) for name in models)), {})
-    base = base or _base_of(card)
     if tasks:
         check_lm_eval(tasks)
-    sources = [find_model(name) for name in (*([base] if base else []), *models)]
+    named = base or _base_of(card)
+    sources = [find_model(name) for name in (*([named] if named else []), *models)]
+    if not base:  # what was pruned from a super-network is compared with what that was trained from
+        sources[0] = (named and find_teacher(sources[0])) or sources[0]
     domains, calibrated_on = _domains(texts, card)
     tokenizer = load_tokenizer(sources[-1], trust_remote_code)
     windows = [_windows(tokenizer, domain, tokens, window_length, seed) for domain in domains]

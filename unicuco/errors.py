@@ -57,6 +57,10 @@ class RecoveryError(UniCuCoError):
     """A checkpoint cannot be recovered as asked: no base model, nothing to train, or settings that do not fit."""
 
 
+class SupernetError(UniCuCoError):
+    """A super-network cannot be trained as asked, or the base model that it was trained from is not there."""
+
+
 class CheckpointError(UniCuCoError):
     """A checkpoint cannot be written, or did not reload to the same logits."""
 

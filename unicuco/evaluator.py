@@ -38,6 +38,7 @@ from unicuco.reference import (
     log_probs_fit,
 )
 from unicuco.space import Shape
+from unicuco.teacher import find_teacher, teacher_hidden
 
 Result = TypeVar("Result")
 
@@ -106,7 +107,7 @@ class Evaluator:
         if base is None:
             c = self.config
             base = load_base_model(model_spec, c.dtype, c.device, c.trust_remote_code)
-        self.base = base
+        self.base, self._teacher = base, find_teacher(base.source)
         use_fast_attention(base.model)
         self._logits = Head(base.model)
         self.pruner = build_pruner(base, self.preparation)
@@ -183,7 +184,7 @@ class Evaluator:
         if group not in self._margin_windows:
             windows = torch.from_numpy(self.preparation.margin_windows(group).tokens).long().to(self._device)
             with torch.no_grad():  # out of inference mode: autograd reads it
-                self._margin_windows[group] = (windows, self._hidden(windows).clone())
+                self._margin_windows[group] = (windows, self._dense_hidden(windows).clone())
         tokens, dense = self._margin_windows[group]
         return measure_margins(
             self.base.model, self._switch, self.pruner, self.space, levels, tokens, dense, self._logits
@@ -228,6 +229,17 @@ class Evaluator:
         parts = [decoder(input_ids=batch, use_cache=False).last_hidden_state for batch in tokens.split(rows)]
         return torch.cat(parts).flatten(0, 1)
 
+    def _dense_hidden(self, tokens: Tensor | None = None) -> Tensor:
+        """What strategies are compared with: the base model, or what a super-network was trained from."""
+        if self._teacher is None:
+            return self._hidden(tokens)
+        tokens = self._tokens if tokens is None else tokens
+        head: Any = self.base.model.get_output_embeddings()
+        rows = max(1, self._batch_tokens // tokens.shape[1])
+        return teacher_hidden(
+            self._teacher, head.weight, tokens, self.config.dtype, rows, self.config.trust_remote_code
+        )
+
     @torch.inference_mode()
     def _divergence(self) -> Divergence:
         return compare(self._hidden(), self._reference, self._targets, self._logits, self._chunk)
@@ -250,7 +262,7 @@ class Evaluator:
 
     @torch.inference_mode()
     def _compute_reference(self) -> Reference:
-        hidden = self._shrinking_on_oom(self._hidden)
+        hidden = self._shrinking_on_oom(self._dense_hidden)
         if log_probs_fit(len(hidden), self.base.geometry.vocab_size, self.config.reference_bytes):
             return Reference(log_probs=compute_log_probs(hidden, self._logits).contiguous())
         return Reference(hidden=hidden.contiguous())

@@ -171,6 +171,21 @@ def test_prune_then_recover(
     assert run(monkeypatch, "recover", checkpoint, *options, *FLOAT) == 2 and "exists already" in sentence(capsys)
 
 
+def test_supernet_is_a_base_model_for_the_others(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "super"
+    options = ("--corpus", world.text, "--steps", 4, "--window-length", 32, "--batch", 2, "--output", output)
+    options += ("--windows", 16)
+    assert run(monkeypatch, "supernet", world.model, *options, *FLOAT) == 0
+    shown = capsys.readouterr().out
+    assert "4 steps" in shown and "training: step 4 of 4" in shown and f"unicuco train {output}" in shown
+    record = json.loads((output / "unicuco.json").read_text())
+    assert record["supernet"]["steps"] == 4 and "unicuco supernet" in record["command"]
+    assert run(monkeypatch, "supernet", world.model, *options, *FLOAT) == 2 and "exists already" in sentence(capsys)
+    assert run(monkeypatch, "verify", output) == 0
+
+
 def test_prune_with_a_sparsity_pruner_needs_no_policy(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +304,9 @@ def give_it_code(model: Path) -> None:
         (("recover", "MODEL", "--output", "OUT"), "give it with --base"),
         (("recover", "MODEL", "--output", "OUT", "--steps", 3, "--minutes", 1), "either steps or minutes"),
         (("recover", "MODEL", "--output", "OUT", "--steps", 0), "steps"),
+        (("supernet", "./nowhere", "--output", "OUT"), "No folder at ./nowhere"),
+        (("supernet", "MODEL", "--output", "OUT", "--kept-low", 2), "kept_low"),
+        (("supernet", "MODEL", "--output", "OUT", "--corpus", "nowhere.txt"), "nowhere.txt"),
         (("evaluate", "MODEL", "--tasks", "piqa", "--task-data", "nowhere"), "No folder of task data"),
         (("train", "./nowhere", "--run", "OUT"), "No folder at ./nowhere"),
         (("report", "MODEL"), "run"),
@@ -343,7 +361,8 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "answer", "profile", "prune", "verify", "export-gguf", "evaluate", "recover", "report"]
+    "command",
+    ["train", "answer", "profile", "prune", "verify", "export-gguf", "evaluate", "recover", "supernet", "report"],
 )
 def test_every_command_shows_an_example(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

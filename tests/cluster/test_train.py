@@ -171,8 +171,15 @@ def test_resume_refuses_what_the_run_was_not_started_with(
     with pytest.raises(RunError, match="was started with another base model"):
         resume(run, model=str(other), console=quiet())
     moved = Path(shutil.copytree(inputs[0], tmp_path / "moved"))
-    assert resume(run, model=str(moved), console=quiet()).evaluations == BUDGET  # nothing left to do, and that is fine
+    ended = quiet()
+    done = resume(run, model=str(moved), console=ended)
+    assert "has ended" in said(ended) and done.evaluations == BUDGET and done.seconds == 0
+    assert done.heldout == resumed.result.heldout
+    (run / "heldout.json").unlink()  # what a kill at the very end leaves: measured again
+    again = resume(run, model=str(moved), console=quiet())
+    assert again.evaluations == BUDGET and (run / "heldout.json").is_file()
 
+    (run / "heldout.json").unlink()
     about = json.loads((run / "run.json").read_text())
     about["preparation"]["digest"] = "f" * 64
     (run / "run.json").write_text(json.dumps(about))
@@ -263,6 +270,7 @@ def test_a_run_with_latency_keeps_its_table(ray_session: None, inputs: tuple[Pat
     assert policy.costs.names == ("size", "latency") and policy.parts.latency == NamedTable.of("box", table)
     (answer,) = policy.answer([Request(preference={"latency": 0.6, "words": 0.4})])
     assert answer.latency_table == "box" and len(answer.preference) == 3
+    (run / "heldout.json").unlink()  # as if it had been stopped just before its end
     result = resume(run, console=quiet())
     assert result.evaluations == len(EvaluationLog(run / "evaluations"))
     assert all(row["latency_ms"] > 0 for row in result.heldout)

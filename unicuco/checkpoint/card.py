@@ -38,6 +38,8 @@ class CheckpointCard:
     command: str | None = None
     zeros: int | None = None
     """Weights of the blocks that a sparsity pruner set to zero, where one did."""
+    supernet: dict[str, Any] | None = None
+    """How a super-network was trained, and its ``teacher``, the base model that it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,17 @@ def model_card(
         share = card.zeros / geometry.block_params
         title = f"{share:.0%} of its blocks' parameters zero"
         left = f"{card.zeros:,} of {geometry.block_params:,} parameters of the blocks are zero"
+    about = f"Pruned by UniCuCo (`{pruner}`) from `{name}`: {left}, {dtype}, layout `{layout}`."
+    if card.supernet is not None:
+        title = "super-network"
+        about = (
+            f"`{name}` trained by UniCuCo so that its slices work ({card.supernet['steps']:,} steps, {dtype}), its "
+            "units in the order of their importance. A base model to prune; quality is measured from the original."
+        )
     parts = [
         _metadata(source),
         f"# {name}, {title}\n",
-        f"Pruned by UniCuCo (`{pruner}`) from `{name}`: {left}, {dtype}, layout `{layout}`.\n",
+        f"{about}\n",
         _usage(layout),
         "## Figures\n",
         _table(("figure", "value"), _figures(size, card, verification)),

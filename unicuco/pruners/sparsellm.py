@@ -23,21 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from unicuco.errors import ModelError
+from unicuco.pruners.ffn_steps import Activation, Penalties, correction, fitting_hidden, newton_gate, row_slices
 from unicuco.pruners.masks import Pattern
 from unicuco.pruners.sparsegpt import inverse_factor, sparsegpt
 
 EPOCHS = 4
-NEWTON_STEPS = 4
-Activation = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Penalties:
-    """α, β and γ: how strictly inputs, outputs and the activation hold. Equal in the paper (0.1 or 5)."""
-
-    alpha: float = 1.0
-    beta: float = 1.0
-    gamma: float = 1.0
 
 
 @dataclass
@@ -119,14 +109,15 @@ class GatedFfn:
         up, gate, _ = weights
         self._up, self._gate = self._z, self._s = inputs @ up.T, inputs @ gate.T  # of the weights; the auxiliaries
         self._p = act(self._s) * self._z
+        self._lost: float | None = None
         self._factor, self._silent = inverse_factor(inputs.T @ inputs)
         self._down_factor, self._down_silent = inverse_factor(self._p.T @ self._p)
 
     def solve(self) -> None:
         up, gate, down = self.weights
-        up = up + _correction(self._z - self._up, self._x, self._factor)
-        gate = gate + _correction(self._s - self._gate, self._x, self._factor)
-        self._set(up, gate, down + _correction(self._y - self._p @ down.T, self._p, self._down_factor))
+        up = up + correction(self._z - self._up, self._x, self._factor)
+        gate = gate + correction(self._s - self._gate, self._x, self._factor)
+        self._set(up, gate, down + correction(self._y - self._p @ down.T, self._p, self._down_factor))
 
     def prune(self, sparsity: float, pattern: Pattern | None) -> None:
         up, gate = sparsegpt(self.weights[:2], self._factor, self._silent, sparsity, pattern)
@@ -134,34 +125,53 @@ class GatedFfn:
         self._set(up, gate, down)
 
     def _set(self, up: Tensor, gate: Tensor, down: Tensor) -> None:
-        self.weights = [up, gate, down]
+        self.weights, self._lost = [up, gate, down], None
         self._up, self._gate = self._x @ up.T, self._x @ gate.T
 
     def updates(self) -> list[tuple[str, Callable[[], None]]]:
         return [("p", self._update_p), ("z", self._update_z), ("s", self._update_s)]
 
     def objective(self) -> float:
-        of = self._of
-        return float(
-            of.alpha * (self._z - self._up).square().sum()
-            + of.alpha * (self._s - self._gate).square().sum()
-            + of.gamma * (self._p - self._act(self._s) * self._z).square().sum()
-            + of.beta * (self._y - self._p @ self.weights[2].T).square().sum()
-        )
+        of, total = self._of, 0.0
+        for rows in row_slices(self._x):
+            z, s, p = self._z[rows], self._s[rows], self._p[rows]
+            total += float(
+                of.alpha * ((z - self._up[rows]).square().sum() + (s - self._gate[rows]).square().sum())
+                + of.gamma * (p - self._act(s) * z).square().sum()
+            )
+        return total + of.beta * self._missing()
+
+    def _missing(self) -> float:
+        """‖Y − P W_dᵀ‖², kept until P or W_d change: two steps of five change neither."""
+        if self._lost is None:
+            down = self.weights[2].T
+            self._lost = sum(float((self._y[r] - self._p[r] @ down).square().sum()) for r in row_slices(self._x, 8))
+        return self._lost
 
     def outputs(self) -> Tensor:
-        return (self._act(self._gate) * self._up) @ self.weights[2].T
+        down = self.weights[2].T
+        parts = [(self._act(self._gate[r]) * self._up[r]) @ down for r in row_slices(self._x, 8)]
+        return torch.cat(parts)
 
     def _update_p(self) -> None:
-        self._p = _hidden(self.weights[2], self._y, self._act(self._s) * self._z, self._of)
+        activated = torch.cat([self._act(self._s[r]) * self._z[r] for r in row_slices(self._x)])
+        self._p, self._lost = fitting_hidden(self.weights[2], self._y, activated, self._of), None
         self._down_factor, self._down_silent = inverse_factor(self._p.T @ self._p)
 
     def _update_z(self) -> None:
-        of, opened = self._of, self._act(self._s)
-        self._z = (of.alpha * self._up + of.gamma * opened * self._p) / (of.alpha + of.gamma * opened.square())
+        of, found = self._of, []
+        for rows in row_slices(self._x):
+            opened = self._act(self._s[rows])
+            above = of.alpha * self._up[rows] + of.gamma * opened * self._p[rows]
+            found.append(above / (of.alpha + of.gamma * opened.square()))
+        self._z = torch.cat(found)
 
     def _update_s(self) -> None:
-        self._s = newton_gate(self._s, self._gate, self._z, self._p, self._act, self._of)
+        found = []
+        for rows in row_slices(self._x):
+            s, wanted, z, p = self._s[rows], self._gate[rows], self._z[rows], self._p[rows]
+            found.append(newton_gate(s, wanted, z, p, self._act, self._of))
+        self._s = torch.cat(found)
 
 
 class ReluFfn:
@@ -184,8 +194,8 @@ class ReluFfn:
     def solve(self) -> None:
         first, second = self.weights
         self.weights = [
-            first + _correction(self._z - self._first(), self._x, self._factor),
-            second + _correction(self._y - self._p @ second.T, self._p, inverse_factor(self._p.T @ self._p)[0]),
+            first + correction(self._z - self._first(), self._x, self._factor),
+            second + correction(self._y - self._p @ second.T, self._p, inverse_factor(self._p.T @ self._p)[0]),
         ]
 
     def prune(self, sparsity: float, pattern: Pattern | None) -> None:
@@ -211,7 +221,7 @@ class ReluFfn:
         return self._x @ self.weights[0].T + self._bias[0]
 
     def _update_p(self) -> None:
-        self._p = _hidden(self.weights[1], self._y, self._z.relu(), self._of)
+        self._p = fitting_hidden(self.weights[1], self._y, self._z.relu(), self._of)
 
     def _update_z(self) -> None:
         """Either side of zero has one minimum; the better of both."""
@@ -250,41 +260,3 @@ def open_ffn(mlp: Any, inputs: Tensor, targets: Tensor) -> Ffn:
     nothing = [weight.new_zeros(len(weight)) for weight in weights]
     biases = [none if li.bias is None else li.bias.data.float() for li, none in zip(linears, nothing, strict=True)]
     return ReluFfn(weights, biases, inputs, targets)
-
-
-def newton_gate(s: Tensor, wanted: Tensor, z: Tensor, p: Tensor, act: Activation, of: Penalties) -> Tensor:
-    """Lowers α(s − wanted)² + γ(p − act(s) z)², element by element (``n x f`` each).
-
-    Gauss-Newton steps; an element whose step does not lower its cost keeps its value and halves its next step.
-    """
-
-    def cost(s: Tensor) -> Tensor:
-        return of.alpha * (s - wanted).square() + of.gamma * (p - act(s) * z).square()
-
-    length, now = torch.ones_like(s), cost(s)
-    for _ in range(NEWTON_STEPS):
-        with torch.enable_grad():
-            leaf = s.detach().requires_grad_(True)
-            opened = act(leaf)
-            (slope,) = torch.autograd.grad(opened.sum(), leaf)
-        gradient = of.alpha * (s - wanted) - of.gamma * (p - opened.detach() * z) * z * slope
-        curvature = of.alpha + of.gamma * (z * slope).square()
-        tried = s - length * gradient / curvature
-        then = cost(tried)
-        better = then < now
-        s, now = torch.where(better, tried, s), torch.where(better, then, now)
-        length = torch.where(better, length, length / 2)
-    return s
-
-
-def _hidden(down: Tensor, y: Tensor, activated: Tensor, of: Penalties) -> Tensor:
-    """The P (``n x f``) that minimises β‖Y − P Wᵀ‖² + γ‖P − activated‖², exactly."""
-    system = of.beta * (down.T @ down) + of.gamma * torch.eye(down.shape[1], dtype=down.dtype, device=down.device)
-    right = of.beta * (y @ down) + of.gamma * activated
-    # In float32 at least: half precision is unstable here.
-    return torch.cholesky_solve(right.T, torch.linalg.cholesky(system)).T
-
-
-def _correction(missing: Tensor, inputs: Tensor, factor: Tensor) -> Tensor:
-    """What to add to a matrix so that its outputs come nearest to ``missing`` more (``n x rows``), with the ridge."""
-    return (((missing.T @ inputs).to(factor.dtype) @ factor.T) @ factor).to(missing.dtype)

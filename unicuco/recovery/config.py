@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,15 +13,14 @@ SELF = "self"
 """The corpus that the dense model writes itself."""
 
 
-class RecoveryConfig(BaseModel):
-    """Settings of ``recover``. With ``steps``, equal settings and threads give equal weights."""
+class TrainingConfig(BaseModel):
+    """What every training towards the dense model is told. With ``steps``, equal settings and threads give equal
+    weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     corpus: str = Field(default="sotu", min_length=1)
-    """``[NAME=]SOURCE`` as calibration text is given, or ``self``: the dense model continues prompts."""
-    prompts: str | None = None
-    """With ``self``: the text that prompts are cut from, or ``bos``; ``None``: the checkpoint's calibration text."""
+    """``[NAME=]SOURCE`` as calibration text is given."""
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
     """Instead of ``steps``: as many as fit, from the time of a few steps at the start."""
@@ -46,9 +45,20 @@ class RecoveryConfig(BaseModel):
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
-    def _one_budget(self) -> RecoveryConfig:
+    def _one_budget(self) -> Self:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either steps or minutes")
+        return self
+
+
+class RecoveryConfig(TrainingConfig):
+    """Settings of ``recover``. ``corpus`` may be ``self``, too: the dense model continues prompts."""
+
+    prompts: str | None = None
+    """With ``self``: the text that prompts are cut from, or ``bos``; ``None``: the checkpoint's calibration text."""
+
+    @model_validator(mode="after")
+    def _prompts_of_self(self) -> Self:
         if self.prompts is not None and self.corpus != SELF:
             raise ValueError("prompts belong to the corpus 'self'")
         return self

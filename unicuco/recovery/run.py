@@ -14,7 +14,8 @@ import torch
 from unicuco.assess import hidden_states
 from unicuco.calibration import Domain, Windows, first_windows, read_text
 from unicuco.checkpoint.card import PROVENANCE
-from unicuco.errors import CheckpointError, RecoveryError
+from unicuco.checkpoint.write import check_target
+from unicuco.errors import RecoveryError
 from unicuco.models.head import Head
 from unicuco.models.hetero.attention_unicuco import use_fast_attention
 from unicuco.models.load import load_model, load_tokenizer
@@ -23,9 +24,10 @@ from unicuco.recovery.config import SELF, RecoveryConfig
 from unicuco.recovery.corpus import BOS, PROMPT, Corpus, bos_prompts, draw_corpus, write_self_data
 from unicuco.recovery.lora import LoRALinear, add_lora, merge_lora
 from unicuco.recovery.save import write_recovered
-from unicuco.recovery.training import TIMED_STEPS, Trained, Trainer, TrainProgress
+from unicuco.recovery.training import TIMED_STEPS, DenseModel, Trained, Trainer, TrainProgress
 from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
 from unicuco.storage import content_hash
+from unicuco.teacher import find_teacher
 
 Stage = Callable[[str, int, int], None]
 SECOND_TOKENS = 8192
@@ -93,10 +95,11 @@ def recover(
 
     stage = stage or (lambda name, done, total: None)
     output = Path(output)
-    _check_output(output, replace)
+    check_target(output, replace)
     source = find_model(checkpoint)
     card = _card(source.folder)
     dense = find_model(base or _base_of(card, checkpoint))
+    dense = (not base and find_teacher(dense)) or dense
     if dense.digest == source.digest:
         raise RecoveryError(f"{checkpoint} is its own base model: there is nothing to recover.")
     domain, calibrated = _domain(config, card), card.get("calibration") or {}
@@ -119,7 +122,7 @@ def recover(
     key = _key(config, source, dense, corpus)
     state = output.parent / f".{output.name}.recovery-{key[:12]}.safetensors"
     added = add_lora(student, config.rank, config.seed, keep_zeros)
-    trainer = Trainer(student, teacher, corpus.train, added, config, state, key)
+    trainer = Trainer(student, DenseModel(teacher), corpus.train, added, config, state, key)
     total = trainer.total()
     trainer.windows = _training_windows(config, draw(total).train, teacher, dense, tokenizer, stage)
     training = trainer.run(total, progress)
@@ -237,15 +240,6 @@ def _key(config: RecoveryConfig, source: ModelSource, dense: ModelSource, corpus
     """What a state belongs to: everything that decides the weights. Held-out windows stand for their whole text."""
     settings = config.model_dump(mode="json", exclude={"save_every", "device"})
     return content_hash([1, settings, source.digest, dense.digest, corpus.heldout.digest, torch.get_num_threads()])
-
-
-def _check_output(output: Path, replace: bool) -> None:
-    if not output.exists():
-        return
-    if not replace:
-        raise CheckpointError(f"{output} exists already; choose another folder, or say that it may be replaced.")
-    if not (output / PROVENANCE).is_file():
-        raise CheckpointError(f"{output} is no checkpoint of ours, so it is not replaced; choose another folder.")
 
 
 def _card(folder: Path) -> dict[str, Any]:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from unicuco.errors import RecoveryError
 from unicuco.models.attention_gradient import fast_gradients
 from unicuco.models.head import Head
 from unicuco.models.hetero.attention_unicuco import use_fast_attention
-from unicuco.recovery.config import RecoveryConfig
-from unicuco.recovery.lora import LoRALinear
+from unicuco.recovery.config import TrainingConfig
 from unicuco.recovery.loss import Losses, distil
 from unicuco.storage import atomic_file
 
@@ -54,6 +53,41 @@ class Trained:
     last: Losses | None
 
 
+class Update(Protocol):
+    """A low-rank update beside one matrix."""
+
+    down: nn.Parameter
+    up: nn.Parameter
+
+
+class Teacher(Protocol):
+    """What is distilled from."""
+
+    head: Head
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Last hidden states (``tokens x hidden``) of ``tokens`` (``batch x length``)."""
+        ...
+
+
+class DenseModel:
+    """A model of its own as the teacher."""
+
+    def __init__(self, model: Any) -> None:
+        use_fast_attention(model)
+        self._decoder, self.head = model.get_decoder(), Head(model)
+
+    @torch.inference_mode()
+    def hidden(self, tokens: Tensor) -> Tensor:
+        found: Tensor = self._decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        return found.flatten(0, 1)
+
+
+def as_it_is(step: int) -> Iterator[float]:
+    """The student as it stands, alone."""
+    yield 1.0
+
+
 @dataclass
 class Trainer:
     """One student beside its teacher.
@@ -62,15 +96,17 @@ class Trainer:
         windows: ``num_windows x window_length`` token ids to train on; gone through in a new order each time.
         added: the student's updates.
         state: file that training goes on from; ``key`` names what it belongs to.
+        networks: sets the student to each network that a step trains, in turn, and gives its weight in the loss.
     """
 
     student: Any
-    teacher: Any
+    teacher: Teacher
     windows: np.ndarray
-    added: dict[str, LoRALinear]
-    config: RecoveryConfig
+    added: Mapping[str, Update]
+    config: TrainingConfig
     state: Path
     key: str
+    networks: Callable[[int], Iterator[float]] = as_it_is
     parameters: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,13 +114,12 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=self.config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
         )
-        self.student_head, self.teacher_head = Head(self.student), Head(self.teacher)
-        if self.student_head.vocab_size != self.teacher_head.vocab_size:
+        self.head = Head(self.student)
+        if self.head.vocab_size != self.teacher.head.vocab_size:
             raise RecoveryError("The checkpoint and its base model have different vocabularies.")
         if self.config.gradient_checkpointing:
             _checkpoint_gradients(self.student)
-        for model in (self.student, self.teacher):
-            use_fast_attention(model)
+        use_fast_attention(self.student)
 
     def total(self) -> int:
         """Steps in all: what the state says, where there is one, or what was asked for, or what fits the time."""
@@ -131,18 +166,22 @@ class Trainer:
         return losses
 
     def _gradients(self, index: int) -> Losses:
-        tokens = torch.from_numpy(self.windows[self._rows(index)]).long().to(self.student_head.device)
+        tokens = torch.from_numpy(self.windows[self._rows(index)]).long().to(self.head.device)
         targets = tokens.roll(-1, dims=1)
         targets[:, -1] = -1
-        with torch.inference_mode():
-            dense = self.teacher.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
-        with fast_gradients(self.student):
-            hidden = self.student.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
-            loss, losses = distil(
-                hidden, dense, targets.flatten(), self.student_head, self.teacher_head, self.config.text_weight
+        dense = self.teacher.hidden(tokens)
+        total = Losses(0.0, 0.0, 0.0)
+        for weight in self.networks(index):
+            with fast_gradients(self.student):
+                hidden = self.student.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
+                loss, losses = distil(
+                    hidden, dense, targets.flatten(), self.head, self.teacher.head, self.config.text_weight
+                )
+                (weight * loss).backward()
+            total = Losses(
+                total.total + weight * losses.total, total.kl + weight * losses.kl, total.text + weight * losses.text
             )
-            loss.backward()
-        return losses
+        return total
 
     def _rows(self, index: int) -> np.ndarray:
         """Windows of step ``index``: every window once before any comes again."""

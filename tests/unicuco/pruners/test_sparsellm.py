@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from unicuco.pruners.ffn_steps import Penalties, newton_gate
 from unicuco.pruners.masks import Pattern
 from unicuco.pruners.sparsegpt import inverse_factor, sparsegpt
-from unicuco.pruners.sparsellm import GatedFfn, Penalties, ReluFfn, newton_gate, sparsellm
+from unicuco.pruners.sparsellm import GatedFfn, ReluFfn, sparsellm
 
 TOKENS, WIDTH, HIDDEN = 300, 24, 64
 

@@ -170,6 +170,7 @@ def test_minutes_become_steps_and_the_budget_changes_no_weight(pruned: Pruned, q
 def test_mistakes_are_one_sentence_before_any_work(pruned: Pruned, quick: Quick, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()
+    (taken / "notes.txt").touch()
     with pytest.raises(CheckpointError, match="exists already"):
         recover(str(pruned("hetero")), taken, quick())
     with pytest.raises(CheckpointError, match="no checkpoint of ours"):
