@@ -35,7 +35,8 @@ from unicuco.heldout import WINDOWS, open_heldout
 from unicuco.latency import LatencyConfig, LatencyTable, load_table
 from unicuco.models.load import load_base_model
 from unicuco.policy import Policy
-from unicuco.profiling import Slices, profile, spread_strategies
+from unicuco.profiling import profile, spread_strategies
+from unicuco.pruners.unordered import Slices
 from unicuco.request import Answer, Request
 from unicuco.space import SearchSpace, Shape
 from unicuco.storage import cache_dir

@@ -35,9 +35,9 @@ from unicuco.level_database import LevelDatabase, build_levels
 from unicuco.models.geometry import Geometry
 from unicuco.models.load import BaseModel
 from unicuco.models.sites import find_blocks
-from unicuco.pruners.slices import column_damage, elimination_order, ridge, unit_columns
+from unicuco.pruners.ordering import order_site
 from unicuco.space import SearchSpace, SpaceConfig
-from unicuco.statistics import BlockStatistics, collect_statistics
+from unicuco.statistics import collect_statistics
 from unicuco.storage import atomic_folder, cache_dir, content_hash, write_json
 
 FORMAT = 2
@@ -252,7 +252,7 @@ def _build_orders(
             ("mlp", block.mlp.down_proj.weight, 1, config.elimination_step),
         )
         for kind, weight, unit, step in sublayers:
-            order, factor, damage = _order_site(found, kind, weight, unit, step, config.ridge)
+            order, factor, damage = order_site(found, kind, weight, unit, step, config.ridge)
             orders[f"{kind}.{b}"] = order
             curves[f"{kind}.{b}"] = damage
             if config.space.pruner == "width":
@@ -276,23 +276,6 @@ def _clear_leftovers(target: Path) -> None:
     """Removes what builders that were killed have left; whoever calls holds the lock, so nobody is at it."""
     for path in target.parent.glob(f".{target.name}.*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _order_site(
-    found: BlockStatistics, kind: str, weight: Tensor, unit: int, step: int, strength: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Order (units), Cholesky factor (n x n float32) and damage of dropping from unit u on (units + 1, descending)."""
-    gram = ridge(found.grams[kind], strength)
-    metric = found.metrics[kind].double()
-    values, vectors = torch.linalg.eigh(metric)
-    root = (values.clamp_min(0).sqrt()[:, None] * vectors.T).to(gram.device)
-    weighted = root @ weight.double()
-    order = elimination_order(gram, weighted, unit, step)
-    columns = unit_columns(order, unit)
-    factor = torch.linalg.cholesky(gram[columns][:, columns])
-    per_unit = column_damage(factor, weighted[:, columns]).reshape(-1, unit).sum(1) / 2
-    damage = torch.cat([per_unit.flip(0).cumsum(0).flip(0), per_unit.new_zeros(1)])
-    return order.cpu(), factor.float().cpu().contiguous(), damage.cpu()
 
 
 def _damage_table(space: SearchSpace, curves: dict[str, Tensor]) -> np.ndarray:

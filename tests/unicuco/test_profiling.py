@@ -15,8 +15,9 @@ from unicuco.evaluator import Evaluator
 from unicuco.latency import LatencyConfig, LatencyError
 from unicuco.models.load import BaseModel
 from unicuco.models.sites import find_blocks
-from unicuco.profiling import Slices, monotone, profile, spread_strategies
+from unicuco.profiling import monotone, profile, spread_strategies
 from unicuco.pruners.base import pruned_blocks
+from unicuco.pruners.unordered import Slices
 from unicuco.space import SearchSpace, Shape, SpaceConfig
 from unicuco.timing import Workload, interleaved, pruned_model
 
