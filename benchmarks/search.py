@@ -1,7 +1,7 @@
 """Our search against every rival on the same budget, on the same evaluator; judged on windows nobody searched on.
 
     python -m benchmarks.search --evaluations 300 [--space depth] [--only NAME ...] [--seeds 0 1 2] [--minutes N]
-                                [--transfer NAME=FILE] [--recorded] [--json FILE]
+                                [--transfer NAME=FILE] [--recorded] [--model SPEC] [--json FILE]
 
 Budgets are full-forward-equivalent evaluations of the standard tokens, for all sizes together; ``evolution-5x`` gets as
 many for each of two sizes. Figures, geometric means over the seeds that both sides finished:
@@ -15,7 +15,8 @@ many for each of two sizes. Figures, geometric means over the seeds that both si
 Everything lies under ``--runs``: evaluations in a cache, a finished contestant in ``results/NAME.json``. A benchmark
 that is cut off, by ``--minutes`` or otherwise, goes on where it stopped; several may run at once with different
 ``--only``. ``--quick``: one seed, three sizes. ``--recorded`` takes what ``benchmarks/records`` holds (measured before,
-with date and versions) for finished and races only the others; without it everything is measured here.
+with date and versions) for finished and races only the others; without it everything is measured here. ``--model``: another
+base model than the built-in one, such as a super-network of it; give it ``--runs`` of its own.
 """
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ def main() -> None:
     options.add_argument("--runs", type=Path, default=Path("runs/search"))
     options.add_argument("--transfer", help="measure answers on another corpus too, NAME=FILE")
     options.add_argument("--recorded", action="store_true", help="take finished results from benchmarks/records")
+    options.add_argument("--model", default=MODEL, help="base model (default: the built-in one)")
     options.add_argument("--quick", action="store_true", help="one seed, three sizes")
     given = options.parse_args()
+    if given.model != MODEL and given.recorded:
+        raise SystemExit("Records are of the built-in model; leave out --recorded or --model.")
     given.space = "blocks" if given.space == "depth" else given.space
     depth = SPACES[given.space].pruner == "depth"
     sizes = DEPTH_SIZES if depth else LADDER[::2] if given.quick else LADDER
@@ -71,7 +75,7 @@ def main() -> None:
         folder = given.runs / given.space / f"{given.evaluations}-{len(sizes)}-seed-{seed}"
         if given.recorded:
             take_records(RECORDS / folder.relative_to(given.runs), folder)
-        open_here = functools.cache(functools.partial(open_evaluator, given.space, seed))
+        open_here = functools.cache(functools.partial(open_evaluator, given.space, seed, given.model))
         if any(name not in read_results(folder, field) for name in todo) or given.transfer:
             cache = EvaluationCache(open_here(), given.runs / "cache" / f"{open_here().preparation.digest[:16]}")
             run_seed(Race(cache, sizes, given.evaluations, seed, folder), todo, until)
@@ -87,7 +91,7 @@ def main() -> None:
     tokens = calibration.search_windows * calibration.window_length
     figures["missing"] = missing
     figures["surroundings"] = surroundings(
-        model=MODEL,
+        model=given.model,
         space=given.space,
         seeds=seeds,
         sizes=list(sizes),
@@ -109,13 +113,13 @@ def take_records(records: Path, folder: Path) -> None:
             target.write_bytes(path.read_bytes())
 
 
-def open_evaluator(space: str | SpaceConfig, seed: int) -> Evaluator:
+def open_evaluator(space: str | SpaceConfig, seed: int, model: str = MODEL) -> Evaluator:
     """The base model on the windows of ``seed``."""
     chosen = SPACES[space] if isinstance(space, str) else space
     config = PreparationConfig(calibration=CalibrationConfig(seed=seed), space=chosen)
-    base = load_base_model(MODEL, config.dtype)
+    base = load_base_model(model, config.dtype)
     prepared = prepare(base, load_tokenizer(base.source), config)
-    return Evaluator(MODEL, prepared.folder, EvaluatorConfig(), base=base)
+    return Evaluator(model, prepared.folder, EvaluatorConfig(), base=base)
 
 
 def run_seed(race: Race, todo: dict[str, Contestant], until: float) -> None:
