@@ -15,8 +15,8 @@ many for each of two sizes. Figures, geometric means over the seeds that both si
 Everything lies under ``--runs``: evaluations in a cache, a finished contestant in ``results/NAME.json``. A benchmark
 that is cut off, by ``--minutes`` or otherwise, goes on where it stopped; several may run at once with different
 ``--only``. ``--quick``: one seed, three sizes. ``--recorded`` takes what ``benchmarks/records`` holds (measured before,
-with date and versions) for finished and races only the others; without it everything is measured here. ``--model``: another
-base model than the built-in one, such as a super-network of it; give it ``--runs`` of its own.
+with date and versions) for finished and races only the others; without it everything is measured here. ``--model``:
+another base model than the built-in one, such as a super-network of it; give it ``--runs`` of its own.
 """
 
 from __future__ import annotations
