@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from cluster.progress import stages
-from cluster.training_bar import training_bar
+from cluster.distilling import given_settings, training_session
 
 MINUTES = 10.0
 
@@ -35,21 +30,10 @@ def run_recover(given: RecoverOptions) -> None:
     Raises:
         UniCuCoError: before any work where possible; nothing half-written is left.
     """
-    import torch
-    from transformers.utils import logging as transformers_logging
-
     from unicuco.recovery import recover, recovery_config
 
-    settings = {name: value for name, value in given.settings.items() if value is not None}
-    if "steps" not in settings and "minutes" not in settings:
-        settings["minutes"] = MINUTES
-    config = recovery_config(**settings)
-    transformers_logging.disable_progress_bar()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    console = Console()
-    command = shlex.join(["unicuco", *sys.argv[1:]])
-    with stages(console) as stage, training_bar(console) as progress:
+    config = recovery_config(**given_settings(given.settings, MINUTES))
+    with training_session(given.threads) as session:
         done = recover(
             given.checkpoint,
             given.output,
@@ -57,9 +41,9 @@ def run_recover(given: RecoverOptions) -> None:
             given.base,
             given.second,
             given.replace,
-            command=command,
-            stage=stage,
-            progress=progress,
+            command=session.command,
+            stage=session.stage,
+            progress=session.progress,
         )
     trained = done.training
     resumed = f", from step {trained.resumed_at} on in this session" if trained.resumed_at else ""
@@ -76,4 +60,4 @@ def run_recover(given: RecoverOptions) -> None:
         )
     lines.append(f"checkpoint  {done.folder}")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        session.console.print(line, highlight=False, soft_wrap=True)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from cluster.progress import stages
-from cluster.training_bar import training_bar
+from cluster.distilling import given_settings, training_session
 
 MINUTES = 30.0
 
@@ -34,29 +31,18 @@ def run_supernet(given: SupernetOptions) -> None:
     Raises:
         UniCuCoError: before any work where possible; nothing half-written is left.
     """
-    import torch
-    from transformers.utils import logging as transformers_logging
-
     from unicuco.supernet import supernet_config, train_supernet
 
-    settings = {name: value for name, value in given.settings.items() if value is not None}
-    if "steps" not in settings and "minutes" not in settings:
-        settings["minutes"] = MINUTES
-    config = supernet_config(**settings)
-    transformers_logging.disable_progress_bar()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    console = Console()
-    command = shlex.join(["unicuco", *sys.argv[1:]])
-    with stages(console) as stage, training_bar(console) as progress:
+    config = supernet_config(**given_settings(given.settings, MINUTES))
+    with training_session(given.threads) as session:
         done = train_supernet(
             given.model,
             given.output,
             config,
             replace=given.replace,
-            command=command,
-            stage=stage,
-            progress=progress,
+            command=session.command,
+            stage=session.stage,
+            progress=session.progress,
         )
     table = Table(
         "kept", "KL before", "KL after", "after / before", "perplexity before", "perplexity after",
@@ -68,7 +54,7 @@ def run_supernet(given: SupernetOptions) -> None:
             f"{figures.kept:.2f}", f"{figures.kl_before:.4f}", f"{figures.kl_after:.4f}", ratio,
             f"{figures.perplexity_before:.2f}", f"{figures.perplexity_after:.2f}",
         )  # fmt: skip
-    console.print(table)
+    session.console.print(table)
     trained = done.training
     resumed = f", from step {trained.resumed_at} on in this session" if trained.resumed_at else ""
     for line in (
@@ -76,4 +62,4 @@ def run_supernet(given: SupernetOptions) -> None:
         f"super-network  {done.folder}",
         f"search it      unicuco train {shlex.quote(str(done.folder))} --run runs/{done.folder.name}",
     ):
-        console.print(line, highlight=False, soft_wrap=True)
+        session.console.print(line, highlight=False, soft_wrap=True)
