@@ -88,7 +88,7 @@ def run_evaluate(given: EvaluateOptions) -> None:
     console.print(
         f"Each text: {how} {' or '.join(f'{n:,}' for n in sorted(tokens))} tokens in windows of "
         f"{given.window_length}; {given.dtype} on {given.device}, {torch.get_num_threads()} threads. "
-        f"KL: nats per token from {results[0].model}. in: text that a checkpoint was calibrated on; out: other text.",
+        f"KL: nats per token from {results[0].model}, reverse: to it. in: text that a checkpoint was calibrated on; out: other text.",
         highlight=False,
         soft_wrap=True,
     )
@@ -142,10 +142,14 @@ def to_json(result: Judgement, dense: Judgement) -> dict[str, Any]:
 def _texts_table(results: Sequence[Judgement]) -> Table:
     table = Table(box=None, header_style="bold")
     left = ("model", "text")
-    for name in ("model", "parameters", "ratio", "text", "perplexity", "÷ dense", "KL", "KL reverse", "seconds"):
-        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    for name in ("model", "params", "ratio", "text", "perplexity", "÷ dense", "KL", "reverse", "seconds"):
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold", no_wrap=name != "model")
     for result in results:
-        size = (result.model, f"{result.parameters:,}", f"{result.parameters / results[0].parameters:.3f}")
+        size = (
+            Path(result.model).name,
+            f"{result.parameters / 1e6:,.1f} M",
+            f"{result.parameters / results[0].parameters:.3f}",
+        )
         for text in result.texts:
             table.add_row(
                 *size,
