@@ -88,7 +88,8 @@ def run_evaluate(given: EvaluateOptions) -> None:
     console.print(
         f"Each text: {how} {' or '.join(f'{n:,}' for n in sorted(tokens))} tokens in windows of "
         f"{given.window_length}; {given.dtype} on {given.device}, {torch.get_num_threads()} threads. "
-        f"KL: nats per token from {results[0].model}, reverse: to it. in: text that a checkpoint was calibrated on; out: other text.",
+        f"KL: nats per token from {results[0].model}, reverse: to it. in: text that a checkpoint was calibrated on; "
+        "out: other text.",
         highlight=False,
         soft_wrap=True,
     )
@@ -140,7 +141,7 @@ def to_json(result: Judgement, dense: Judgement) -> dict[str, Any]:
 
 
 def _texts_table(results: Sequence[Judgement]) -> Table:
-    table = Table(box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     left = ("model", "text")
     for name in ("model", "params", "ratio", "text", "perplexity", "÷ dense", "KL", "reverse", "seconds"):
         table.add_column(name, justify="left" if name in left else "right", overflow="fold", no_wrap=name != "model")
