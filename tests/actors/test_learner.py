@@ -165,8 +165,12 @@ def test_prometheus_finds_how_the_run_stands(start: Any) -> None:
     until, found = time.monotonic() + 60, dict[str, float]()
     while time.monotonic() < until and found != wanted:
         time.sleep(1)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-            lines = [line for line in page.read().decode().splitlines() if f'run="{name}"' in line]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
+                text = page.read().decode()
+        except OSError:  # the node's agent begins to listen some time after the node does
+            continue
+        lines = [line for line in text.splitlines() if f'run="{name}"' in line]
         values = {line.split("{")[0].removeprefix("ray_unicuco_run_"): float(line.rsplit(" ", 1)[1]) for line in lines}
         found = {key: values.get(key, -1.0) for key in wanted}
     assert found == wanted
