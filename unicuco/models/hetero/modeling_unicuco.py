@@ -143,6 +143,8 @@ def _classes(family: str) -> dict[str, type]:
     shared = {
         "config_class": config,
         "_no_split_modules": [layer.__name__],
+        # Old files of GPT-2 have masks under "attn.bias"; ours have not, and vLLM would drop "c_attn.bias" for it.
+        "_keys_to_ignore_on_load_unexpected": None,
         "_can_record_outputs": {**(plain_model._can_record_outputs or {}), "hidden_states": layer},
         "__module__": __name__,
     }
