@@ -29,6 +29,7 @@ from unicuco.learner import LearnerConfig
 from unicuco.models.source import find_model
 from unicuco.models.spread import devices_for
 from unicuco.preparation import Preparation, PreparationConfig
+from unicuco.teacher import find_teacher
 
 SPARSE_KEPT_LOW = 0.2
 """``kept_low`` of runs with a sparsity pruner."""
@@ -104,12 +105,14 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     folder = open_run(config.run)
     folder.refuse_existing()
     source = find_model(config.model)
+    follows = find_teacher(source)
+    teacher = follows and {"spec": follows.spec, "digest": follows.digest}
     config = config.model_copy(update={"model": portable(config.model), "run": folder.where})
     with folder.locked(console.print), start_or_attach(config.ray):
         plan = plan_for(config)
         prepared = prepare_run(config, source, console)
         facts = {
-            "model": {"spec": source.spec, "digest": source.digest},
+            "model": {"spec": source.spec, "digest": source.digest} | ({"teacher": teacher} if teacher else {}),
             "preparation": {
                 "digest": prepared.digest,
                 "folder": str(prepared.folder),

@@ -25,7 +25,7 @@ from unicuco.learner_config import LearnerConfig
 from unicuco.learner_status import LearnerStatus, TrainReport
 from unicuco.measured_front import MeasuredFront
 from unicuco.policy import Policy
-from unicuco.policy_parts import PolicyParts, save_parts
+from unicuco.policy_parts import PolicyParts, save_parts, whole_is_reference
 from unicuco.proposals import Proposal, first_design, improvise, strategy_key
 from unicuco.qualities import objective_domains
 from unicuco.refit import Queue, propose, refit
@@ -111,9 +111,9 @@ class Learner:
         singles = space.num_sites + 2  # every drop alone, where that is affordable
         if space.is_binary and not plain and config.first is None and singles <= 0.85 * config.evaluations:
             self._first_count = max(self._first_count, singles)
-        design = first_design(
-            space, self._damage, self._first_count, config.kept_low, rng, not margin_groups, self._costs
-        )
+        whole = not whole_is_reference(self.provenance)
+        count, low = self._first_count, config.kept_low
+        design = first_design(space, self._damage, count, low, rng, not margin_groups, self._costs, whole)
         self._queue: deque[tuple[Proposal, float, float]] = deque((p, math.nan, math.nan) for p in design)
         self._spare = rng
         self._improvised: deque[np.ndarray] = deque()

@@ -67,9 +67,19 @@ class PolicyParts:
         return Costs(self.space, None if self.latency is None else self.latency.table)
 
     @property
+    def whole_is_reference(self) -> bool:
+        """Whether quality is measured from the whole base model; that of a super-network is measured, too."""
+        return whole_is_reference(self.provenance)
+
+    @property
     def qualities(self) -> Qualities:
         """What ``net`` was trained on."""
         return self.domains or Qualities.of_mean(self.surrogate)
+
+
+def whole_is_reference(provenance: dict[str, Any]) -> bool:
+    """Whether the base model of a run is compared with itself, and not with a teacher."""
+    return (provenance.get("model") or {}).get("teacher") is None
 
 
 def save_parts(parts: PolicyParts, folder: Path) -> None:

@@ -34,13 +34,15 @@ def first_design(
     rng: np.random.Generator,
     disturb: bool = True,
     costs: Costs | None = None,
+    whole: bool = False,
 ) -> list[Proposal]:
     """Strategies to begin with: uniform ladders, then the preparation's allocation with disturbed weights.
 
     With ``disturb`` false the weights are left alone: margins tell what each is worth without it. Without a damage
     table (the paper's plain form): uniform ladders, then space-filling points. Where sites are kept or dropped, nothing
     is uniform: one strategy stands for it, and single drops come first where there is room for all. Where ``costs``
-    are more than size, allocations are by size and by each other cost, in turns.
+    are more than size, allocations are by size and by each other cost, in turns. ``whole``: the strategy that prunes
+    nothing comes first, where it is worth measuring.
     """
     binary = space.is_binary and damage is not None
     sizes = ladder(space)
@@ -49,7 +51,8 @@ def first_design(
     rungs = [(k, mlp_only) for k, mlp_only in rungs if k >= kept_low]
     if binary:
         rungs = sorted(rungs)[:1]
-    proposals: list[Proposal] = [(uniform(space, k, mlp_only), "uniform") for k, mlp_only in rungs]
+    proposals: list[Proposal] = [(np.zeros(space.num_sites, dtype=np.int64), "whole")] if whole else []
+    proposals += [(uniform(space, k, mlp_only), "uniform") for k, mlp_only in rungs]
     if binary and count > space.num_sites:
         proposals += [(row, "single") for row in rng.permutation(np.eye(space.num_sites, dtype=np.int64))]
     rest = max(count - len(proposals), 0)

@@ -81,8 +81,9 @@ class Prospects:
         else:
             qualities, spread = self._domains(levels)
             of_domains = _intervals(qualities, Z90 * spread)
-        dense = levels.sum(axis=1) == 0
-        promises[dense], of_domains[dense] = 0.0, 0.0
+        if self._parts.whole_is_reference:
+            dense = levels.sum(axis=1) == 0
+            promises[dense], of_domains[dense] = 0.0, 0.0
         objectives = self._scale.values(torch.as_tensor(self._parts.costs(levels)), torch.as_tensor(qualities)).numpy()
         names = self._parts.qualities.names[: of_domains.shape[1]]
         rows = zip(levels.tolist(), strategies.tolist(), groups.tolist(), neurons.tolist(), strict=True)

@@ -34,6 +34,14 @@ def test_a_first_design_is_distinct_and_covers_the_sizes(count: int, seed: int, 
         assert kept.min() < 0.55 and kept.max() > 0.85
 
 
+def test_the_whole_network_comes_first_where_it_is_worth_measuring() -> None:
+    plain, with_whole = (
+        first_design(SPACE, MODEL.table, 12, 0.4, np.random.default_rng(0), whole=whole) for whole in (False, True)
+    )
+    assert with_whole[0][1] == "whole" and not with_whole[0][0].any() and len(with_whole) == len(plain)
+    assert all(row.any() for row, _ in plain)
+
+
 @given(st.floats(0.05, 1.0), st.booleans())
 def test_uniform_strategies_fit_their_size(kept: float, mlp_only: bool) -> None:
     levels = uniform(SPACE, kept, mlp_only)

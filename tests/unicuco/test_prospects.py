@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,15 @@ def test_an_answer_is_whole_and_its_own(policy: Policy) -> None:
     for request, found in zip(requests, answers, strict=True):
         assert found == Answer.model_validate_json(found.model_dump_json()) and found.request is request
     assert [found.id for found in answers[:2]] == ["a", "b"]
+
+
+def test_the_whole_network_is_exact_only_where_it_is_what_quality_is_measured_from(policy: Policy) -> None:
+    whole = np.zeros((1, SPACE.num_sites), dtype=np.int64)
+    (exact,) = Prospects(policy.parts)(whole, 2)
+    assert (exact.mean.kl, exact.mean.kl_high) == (0, 0)
+    trained = dataclasses.replace(policy.parts, provenance={"model": {"teacher": {"spec": "m", "digest": "f"}}})
+    (promised,) = Prospects(trained)(whole, 2)
+    assert 0 < promised.mean.kl < promised.mean.kl_high
 
 
 def test_who_changes_an_answer_changes_no_other(policy: Policy) -> None:

@@ -17,11 +17,15 @@ from transformers import AutoModelForCausalLM
 from tests.unicuco import tiny
 from unicuco.assess import assess
 from unicuco.errors import CheckpointError, ModelError, SupernetError
+from unicuco.evaluations import EvaluationLog
 from unicuco.evaluator import Evaluator
+from unicuco.learner import Learner, LearnerConfig
 from unicuco.models.load import load_base_model
 from unicuco.models.source import find_model
 from unicuco.preparation import Preparation, prepare
+from unicuco.request import Request
 from unicuco.space import SpaceConfig
+from unicuco.stratnet import StratNetConfig
 from unicuco.supernet import SupernetConfig, SupernetReport, train_supernet
 from unicuco.teacher import find_teacher
 
@@ -97,6 +101,28 @@ def test_evaluations_compare_it_with_the_model_it_was_trained_from(
     margins = network.margins(row, 0)
     found = network.on(network.preparation.margin_windows(0)).measure(network.space.shape(row))
     assert margins.kl == pytest.approx(found.kl, rel=1e-3)
+
+
+def test_a_learner_measures_the_whole_network_of_a_super_network_first(
+    pair: tuple[Evaluator, Evaluator], trained: SupernetReport, tmp_path: Path
+) -> None:
+    teacher = find_teacher(find_model(str(trained.folder)))
+    assert teacher is not None
+    network = pair[1]
+    about = {"model": {"teacher": {"spec": teacher.spec, "digest": teacher.digest}}}
+    config = LearnerConfig(evaluations=30, stratnet=StratNetConfig(width=8, steps=5))
+    learner = Learner(
+        network.space, network.preparation.damage, config, EvaluationLog(tmp_path / "log"), provenance=about
+    )
+    while not learner.finished():
+        for candidate in learner.ask(1):
+            learner.tell(network.evaluate(candidate))
+        if learner.needs_training():
+            learner.train()
+    first, *_ = learner.log.read()
+    assert first.origin == "whole" and first.kept == 1 and first.kl > 1e-4
+    (answer,) = learner.policy().answer([Request(kept=1.0)])
+    assert answer.kept == 1 and answer.kl_low <= first.kl <= answer.kl_high
 
 
 def trained_text(network: Evaluator) -> str:
