@@ -141,6 +141,13 @@ def case(folder: Path, prompts: list[list[int]], **engine: Any) -> dict[str, Any
 REMOTE = {"model_impl": "transformers", "trust_remote_code": True}
 
 
+NOT_IN_VLLM = ("gpt2",)
+"""GPT-2's own forward reshapes what an attention gives by its last two dimensions, of which vLLM's has one less. That
+backend does not load a dense GPT-2 either; vLLM has one of its own, for ``uniform`` and ``padded`` checkpoints."""
+SMALLEST_HEADS = {"opt": {"num_attention_heads": 3}}
+"""What makes heads 32 wide, the smallest that vLLM's attention has on a CPU; elsewhere a setting of that name does."""
+
+
 @needs_vllm
 @pytest.mark.slow
 def test_every_family_says_in_vllm_what_it_says_in_transformers(tmp_path: Path) -> None:
@@ -148,7 +155,9 @@ def test_every_family_says_in_vllm_what_it_says_in_transformers(tmp_path: Path) 
     prompts = [torch.randint(4, 128, (n,), generator=generator).tolist() for n in (3, 12, 40)]
     cases, expected = [], []
     for family in FAMILIES:
-        base = tiny_model(family, head_dim=32)  # the smallest head that vLLM's attention has on a CPU
+        if family in NOT_IN_VLLM:
+            continue
+        base = tiny_model(family, **SMALLEST_HEADS.get(family, {"head_dim": 32}))
         folder = write(base, Shape((0, 1, 2, 0), (32, 0, 96, 48)), tmp_path / family, "hetero")
         expected.append(greedy(folder, prompts))
         cases.append(case(folder, prompts, enforce_eager=True, **REMOTE))
