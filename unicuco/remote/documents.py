@@ -17,6 +17,9 @@ from unicuco.storage import atomic_folder, file_digest
 T = TypeVar("T")
 LOOKS = 5
 """How often to look again when what was listed has been replaced before it was read."""
+EMPTY_LOOKS = 3
+"""How often to look before there is nothing: while versions are replaced, a listing of a disk names files that are gone
+by the time it asks their sizes, and leaves them out; those that came meanwhile are not in it either."""
 _VERSION = re.compile(r"^(\d{8})-([0-9a-f]{16})(\.\w+)?$")
 _FILE_NAME = re.compile(r"^[\w-][\w.-]{0,119}$")
 
@@ -53,7 +56,10 @@ def latest(store: Store, subject: str) -> Document | None:
                 return Document(name, number, digest, data)
         return None
 
-    return _again(look, store, subject)
+    for _ in range(EMPTY_LOOKS):
+        if (found := _again(look, store, subject)) is not None:
+            return found
+    return None
 
 
 def latest_name(store: Store, subject: str) -> str | None:

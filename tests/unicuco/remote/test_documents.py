@@ -106,6 +106,20 @@ def test_readers_never_see_half_a_folder_while_versions_come(store: Store, tmp_p
     assert not wrong and len(seen) > 3 and all(len(both) == 1 for both in seen)
 
 
+def test_a_listing_from_which_all_has_vanished_is_not_the_end_of_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_document(store, "run", b'{"n": 1}')
+    names, listed = store.names, [0]
+
+    def late(folder: str) -> dict[str, int]:
+        listed[0] += 1
+        return {} if listed[0] == 1 else names(folder)
+
+    monkeypatch.setattr(store, "names", late)
+    assert isinstance(found := latest(store, "run"), Document) and found.json() == {"n": 1} and listed[0] == 2
+
+
 @pytest.mark.parametrize("name", ["../out", "/etc/x", ".hidden", "a/b"])
 def test_a_list_from_outside_writes_nowhere_else(store: Store, tmp_path: Path, name: str) -> None:
     put_document(store, "policy", json.dumps({"files": {name: {"sha256": "0" * 64, "bytes": 1}}}).encode())
