@@ -24,11 +24,11 @@ from unicuco.errors import UniCuCoError
 from unicuco.evaluations import Candidate
 
 DEATHS = (RayActorError, OutOfMemoryError)
+"""What a call to an actor raises when the actor's process ended. Where Ray's memory monitor ended it, the error is not
+an actor's, but the actor is restarted like any other."""
 OUTCOMES_AT_ONCE = 16
 """Each batch is one write to disk, which hundreds of evaluators that end together need; but while it is prepared nobody
 is asked or told anything else."""
-"""What a call to an actor raises when the actor's process ended. Where Ray's memory monitor ended it, the error is not
-an actor's, but the actor is restarted like any other."""
 
 
 class EvaluatorsLostError(UniCuCoError):

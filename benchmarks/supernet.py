@@ -88,8 +88,7 @@ def compared(folder: Path, policy: Path | None, text: Path | None) -> dict[str, 
                 kl = on.measure(shape).kl
                 found.setdefault(name, {}).setdefault(label, []).append(kl)
                 console.print(f"{spec} {name} {label}: KL {kl:.4f}")
-        blocks = evaluator.preparation.geometry.blocks
-        dense = Shape(tuple(block.groups for block in blocks), tuple(block.neurons for block in blocks))
+        dense = evaluator.space.shape(np.zeros(evaluator.space.num_sites, np.int64))
         whole.append(texts["sotu"].measure(dense).kl)
         del evaluator, texts
     flat: dict[str, Any] = {"kl_whole": whole[1], "kl": found}

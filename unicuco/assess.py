@@ -20,11 +20,11 @@ from unicuco.errors import CalibrationError, ModelError
 from unicuco.models.head import Head
 from unicuco.models.load import load_model, load_tokenizer
 from unicuco.models.source import find_model
-from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
+from unicuco.reference import LOGITS_AT_ONCE, Reference, compare, next_tokens
 from unicuco.tasks.definitions import Task
 from unicuco.tasks.run import BATCH, check_lm_eval, run_tasks
 from unicuco.tasks.scores import Scores
-from unicuco.teacher import find_teacher
+from unicuco.teacher import reference_of
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def assess(
         check_lm_eval(tasks)
     named = base or _base_of(card)
     sources = [find_model(name) for name in (*([named] if named else []), *models)]
-    if not base:  # what was pruned from a super-network is compared with what that was trained from
-        sources[0] = (named and find_teacher(sources[0])) or sources[0]
+    if named and not base:  # what was pruned from a super-network is compared with what that was trained from
+        sources[0] = reference_of(sources[0])
     domains, calibrated_on = _domains(texts, card)
     tokenizer = load_tokenizer(sources[-1], trust_remote_code)
     windows = [_windows(tokenizer, domain, tokens, window_length, seed) for domain in domains]
@@ -148,9 +148,7 @@ def _compared(
     before: Assessment | None,
     seconds: float,
 ) -> Assessment:
-    targets = torch.from_numpy(text.tokens).long().roll(-1, dims=1)
-    targets[:, -1] = -1
-    targets = targets.flatten().to(head.device)
+    targets = next_tokens(text.tokens).to(head.device)
     with torch.inference_mode():
         found = compare(hidden, Reference(hidden=dense), targets, head, LOGITS_AT_ONCE, dense_head)
     perplexity = float(found.loss[targets >= 0].mean().exp())

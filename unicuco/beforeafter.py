@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from unicuco.calibration import Windows
 from unicuco.models.head import Head
-from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
+from unicuco.reference import LOGITS_AT_ONCE, Reference, compare, next_tokens
 
 
 def before_and_after(model: Any, dense: Tensor, pruned: Tensor, fresh: Windows) -> dict[str, float]:
@@ -23,9 +23,7 @@ def before_and_after(model: Any, dense: Tensor, pruned: Tensor, fresh: Windows) 
     """
     head = Head(model)
     pruned, dense = pruned.to(head.device), dense.to(head.device, pruned.dtype)
-    targets = torch.from_numpy(fresh.tokens).long().roll(-1, dims=1)
-    targets[:, -1] = -1
-    targets = targets.flatten().to(head.device)
+    targets = next_tokens(fresh.tokens).to(head.device)
     with torch.inference_mode():
         after = compare(pruned, Reference(hidden=dense), targets, head, LOGITS_AT_ONCE, head)
     return {

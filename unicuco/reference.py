@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -57,6 +58,17 @@ def compute_log_probs(hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> Ten
     """Log-probabilities (``tokens x vocab`` float32) of hidden states, head in chunks."""
     parts = [logits(chunk).float().log_softmax(-1) for chunk in hidden.split(LOGITS_AT_ONCE)]
     return torch.cat(parts)
+
+
+def next_tokens(tokens: np.ndarray) -> Tensor:
+    """The token after each position (``num_windows * window_length``); -1 at the end of a window, where none is known.
+
+    Args:
+        tokens: ``num_windows x window_length``.
+    """
+    found = torch.from_numpy(tokens).long().roll(-1, dims=1)
+    found[:, -1] = -1
+    return found.flatten()
 
 
 def compare(

@@ -51,6 +51,15 @@ def find_teacher(source: ModelSource) -> ModelSource | None:
     return found
 
 
+def reference_of(source: ModelSource) -> ModelSource:
+    """What models pruned from ``source`` are compared with: its teacher, or itself.
+
+    Raises:
+        SupernetError: as ``find_teacher``.
+    """
+    return find_teacher(source) or source
+
+
 def teacher_hidden(
     teacher: ModelSource, head: Tensor, tokens: Tensor, dtype: str, rows: int, trust_remote_code: bool = False
 ) -> Tensor:

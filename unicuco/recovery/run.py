@@ -25,9 +25,9 @@ from unicuco.recovery.corpus import BOS, PROMPT, Corpus, bos_prompts, draw_corpu
 from unicuco.recovery.lora import LoRALinear, add_lora, merge_lora
 from unicuco.recovery.save import write_recovered
 from unicuco.recovery.training import TIMED_STEPS, DenseModel, Trained, Trainer, TrainProgress
-from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
+from unicuco.reference import LOGITS_AT_ONCE, Reference, compare, next_tokens
 from unicuco.storage import content_hash
-from unicuco.teacher import find_teacher
+from unicuco.teacher import reference_of
 
 Stage = Callable[[str, int, int], None]
 SECOND_TOKENS = 8192
@@ -98,8 +98,7 @@ def recover(
     check_target(output, replace)
     source = find_model(checkpoint)
     card = _card(source.folder)
-    dense = find_model(base or _base_of(card, checkpoint))
-    dense = (not base and find_teacher(dense)) or dense
+    dense = find_model(base) if base else reference_of(find_model(_base_of(card, checkpoint)))
     if dense.digest == source.digest:
         raise RecoveryError(f"{checkpoint} is its own base model: there is nothing to recover.")
     domain, calibrated = _domain(config, card), card.get("calibration") or {}
@@ -181,9 +180,7 @@ class _Measuring:
 
     @torch.inference_mode()
     def _compare(self, name: str, hidden: torch.Tensor, head: Head) -> tuple[float, float]:
-        targets = torch.from_numpy(self._texts[name].tokens).long().roll(-1, dims=1)
-        targets[:, -1] = -1
-        targets = targets.flatten().to(head.device)
+        targets = next_tokens(self._texts[name].tokens).to(head.device)
         found = compare(hidden, Reference(hidden=self._hidden[name]), targets, head, LOGITS_AT_ONCE, self._head)
         return float(found.loss[targets >= 0].mean().exp()), float(found.forward.mean())
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from unicuco.assess import hidden_states
@@ -20,9 +20,9 @@ from unicuco.models.load import load_base_model, load_tokenizer
 from unicuco.models.source import find_model
 from unicuco.preparation import Preparation, PreparationConfig, prepare
 from unicuco.pruners.depth import DepthPruner
-from unicuco.recovery.corpus import draw_corpus
+from unicuco.recovery.corpus import Corpus, draw_corpus
 from unicuco.recovery.training import TIMED_STEPS, Trained, Trainer, TrainProgress
-from unicuco.reference import LOGITS_AT_ONCE, Reference, compare
+from unicuco.reference import LOGITS_AT_ONCE, Reference, compare, next_tokens
 from unicuco.space import Shape
 from unicuco.storage import content_hash
 from unicuco.supernet.config import SupernetConfig
@@ -100,10 +100,10 @@ def train_supernet(
         raise SupernetError(f"Super-networks are trained for the pruner 'width', not '{preparation.space.pruner}'.")
     tokenizer = load_tokenizer(source, config.trust_remote_code)
     seed = preparation.calibration.seed
-    rows = config.batch
 
-    def draw(steps: int) -> Any:
-        return draw_corpus(domain, tokenizer, config.window_length, steps * rows, config.heldout_windows, seed)
+    def draw(steps: int) -> Corpus:
+        count = steps * config.batch
+        return draw_corpus(domain, tokenizer, config.window_length, count, config.heldout_windows, seed)
 
     corpus = draw(TIMED_STEPS + 1)
     stage("loading the model", 0, 1)
@@ -151,8 +151,8 @@ def train_supernet(
         measured=measured, calibration=calibration, preparation=prepared.digest, command=command, supernet=record
     )
     stage("writing and reloading", 0, 1)
-    pruner = DepthPruner(base, "supernet")
-    write_checkpoint(base, tokenizer, pruner, _whole(prepared), output, "uniform", card, replace=replace)
+    pruner, whole = DepthPruner(base, "supernet"), prepared.space.shape(np.zeros(prepared.space.num_sites, np.int64))
+    write_checkpoint(base, tokenizer, pruner, whole, output, "uniform", card, replace=replace)
     state.unlink(missing_ok=True)
     parameters = sum(p.numel() for p in trainer.parameters)
     return SupernetReport(output, training, found, parameters, tokens, measuring.perplexity)
@@ -195,9 +195,7 @@ class _Measuring:
     @torch.inference_mode()
     def _compared(self, hidden: torch.Tensor) -> tuple[float, float]:
         head = self._network.head
-        targets = torch.from_numpy(self._text.tokens).long().roll(-1, dims=1)
-        targets[:, -1] = -1
-        targets = targets.flatten().to(head.device)
+        targets = next_tokens(self._text.tokens).to(head.device)
         found = compare(hidden, Reference(hidden=self._dense), targets, head, LOGITS_AT_ONCE)
         return float(found.forward.mean()), float(found.loss[targets >= 0].mean().exp())
 
@@ -205,11 +203,6 @@ class _Measuring:
 def _lasting(model: str, folder: Path) -> str:
     """``model`` such that it means the same from wherever the super-network will be used."""
     return str(folder) if Path(model).expanduser().is_dir() else model
-
-
-def _whole(prepared: Preparation) -> Shape:
-    blocks = prepared.geometry.blocks
-    return Shape(tuple(block.groups for block in blocks), tuple(block.neurons for block in blocks))
 
 
 def _key(config: SupernetConfig, digest: str, prepared: Preparation, heldout: Windows) -> str:
