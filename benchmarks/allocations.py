@@ -54,7 +54,7 @@ class Contest:
 
     def __init__(self, given: Any) -> None:
         self.given = given
-        self.evaluator = open_evaluator(SpaceConfig(pruner=given.pruner), given.seed)
+        self.evaluator = open_evaluator(SpaceConfig(pruner=given.pruner), given.seed, device=given.device)
         self.space = self.evaluator.space
         self.folder = given.runs / given.pruner / f"seed-{given.seed}"
 
@@ -101,7 +101,7 @@ class Contest:
             every = [(n, t) for block in found for part in (block.attention, block.mlp) for n, t in part.items()]
             return found, sum(int((t == 0).sum()) for n, t in every if n.endswith("proj.weight"))
         dtype = self.evaluator.config.dtype
-        base = load_base_model(MODEL, "float32" if in_order else dtype)  # exports prune in float32
+        base = load_base_model(MODEL, "float32" if in_order else dtype, self.given.device)  # exports prune in float32
         windows = self.evaluator.preparation.calibration_windows
         prune_in_place(base.model, windows, self.given.pruner, shares, dense_inputs=not in_order)
         torch.nn.Module.to(base.model, DTYPES[dtype])
@@ -109,7 +109,7 @@ class Contest:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, device=True)
     options.add_argument("--pruner", choices=SPARSITY_PRUNERS, default="wanda")
     options.add_argument("--sparsities", type=float, nargs="+", default=[0.6, 0.7], help="levels of the database")
     options.add_argument("--evaluations", type=int, default=100, help="StratNet's budget, for all sparsities")
@@ -146,6 +146,7 @@ def main() -> None:
         tokens_heldout=places["heldout"].num_tokens,
         text=given.text.name if given.text else None,
         dtype=contest.evaluator.config.dtype,
+        device=given.device,
         threads=torch.get_num_threads(),
     )
     finish(f"Allocations of zeros, {given.pruner}", rows(figures, modes), figures, given.json)

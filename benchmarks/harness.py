@@ -22,10 +22,12 @@ DEMO_RUN = Path("runs/demo")
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with ``--json FILE``, the only argument that any benchmark needs."""
+def parser(description: str | None, device: bool = False) -> argparse.ArgumentParser:
+    """A parser with ``--json FILE``, the only argument that any benchmark needs; ``device``: and with ``--device``."""
     parsed = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parsed.add_argument("--json", type=Path, help="write the figures here")
+    if device:
+        parsed.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
     return parsed
 
 
@@ -33,7 +35,11 @@ def surroundings(**settings: Any) -> dict[str, Any]:
     """Settings, versions, machine and command."""
     from cluster.runs import versions
 
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+    machine: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+    if str(settings.get("device", "cpu")).startswith("cuda"):
+        import torch
+
+        machine["gpu"] = torch.cuda.get_device_name(settings["device"])
     command = shlex.join(["python", "-m", *_module(), *sys.argv[1:]])
     return {**settings, "versions": versions(), "machine": machine, "command": command}
 

@@ -104,12 +104,13 @@ def _row(answer: Answer, measured_ms: float, kl: float) -> dict[str, Any]:
 
 
 def _options() -> Any:
-    options = parser(__doc__)
+    options = parser(__doc__, device=True)
     options.add_argument("--policy", type=Path, required=True, help="a policy or run folder of the base model")
     options.add_argument("--model", default=MODEL, help="the base model")
     options.add_argument("--table", type=Path, help="a latency table; measured here where none is given")
     options.add_argument("--mode", default="decode", help="'decode' or 'prefill'")
     options.add_argument("--tokens", type=int, default=512)
+    options.add_argument("--batch", type=int, default=1)
     options.add_argument("--dtype", default="bfloat16")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--clock", default="wall", help="'wall', or 'processor' on a busy machine")
@@ -122,16 +123,17 @@ def main() -> None:
     options = _options()
     policy = Policy.load(options.policy)
     digest = policy.parts.evaluations[0].preparation
-    config = EvaluatorConfig(dtype=options.dtype, threads=options.threads)
+    config = EvaluatorConfig(dtype=options.dtype, device=options.device, threads=options.threads)
     config_of_table = LatencyConfig.model_validate(
-        {"dtype": options.dtype, "threads": options.threads, "mode": options.mode, "clock": options.clock}
+        {"dtype": options.dtype, "device": options.device, "batch": options.batch}
+        | {"threads": options.threads, "mode": options.mode, "clock": options.clock}
         | {"tokens" if options.mode == "prefill" else "context": options.tokens}
     )
     load_before = os.getloadavg()
     if options.table:
         table = load_table(options.table)
     else:
-        base = load_base_model(options.model, options.dtype)
+        base = load_base_model(options.model, options.dtype, options.device)
         table = profile(base, config_of_table, policy.space.config.neuron_multiple)
         console.print(f"profiled: error on whole models {table.median_error:.1%}, largest {table.error:.1%}")
     policy = policy.with_table("here", table)
@@ -149,6 +151,7 @@ def main() -> None:
             model=options.model,
             workload=table.config.describe(),
             clock=table.config.clock,
+            device=options.device,
             rounds=options.rounds,
             load=[round(load_before[0], 1), round(os.getloadavg()[0], 1)],
             heldout=f"{WINDOWS} windows per domain",

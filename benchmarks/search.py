@@ -49,7 +49,7 @@ TRANSFER_TOKENS, TRANSFER_WINDOW = 20480, 2048
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, device=True)
     options.add_argument("--evaluations", type=int, default=300)
     options.add_argument("--space", choices=[*SPACES, "depth"], default="mixed", help="depth: the same as blocks")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -75,7 +75,7 @@ def main() -> None:
         folder = given.runs / given.space / f"{given.evaluations}-{len(sizes)}-seed-{seed}"
         if given.recorded:
             take_records(RECORDS / folder.relative_to(given.runs), folder)
-        open_here = functools.cache(functools.partial(open_evaluator, given.space, seed, given.model))
+        open_here = functools.cache(functools.partial(open_evaluator, given.space, seed, given.model, given.device))
         if any(name not in read_results(folder, field) for name in todo) or given.transfer:
             cache = EvaluationCache(open_here(), given.runs / "cache" / f"{open_here().preparation.digest[:16]}")
             run_seed(Race(cache, sizes, given.evaluations, seed, folder), todo, until)
@@ -100,6 +100,7 @@ def main() -> None:
         tokens=tokens,
         tokens_heldout=WINDOWS * calibration.window_length,
         dtype=EvaluatorConfig().dtype,
+        device=given.device,
     )
     finish("Search: everybody on the same budget, held out", make_rows(standings, figures), figures, given.json)
 
@@ -113,13 +114,13 @@ def take_records(records: Path, folder: Path) -> None:
             target.write_bytes(path.read_bytes())
 
 
-def open_evaluator(space: str | SpaceConfig, seed: int, model: str = MODEL) -> Evaluator:
+def open_evaluator(space: str | SpaceConfig, seed: int, model: str = MODEL, device: str = "cpu") -> Evaluator:
     """The base model on the windows of ``seed``."""
     chosen = SPACES[space] if isinstance(space, str) else space
     config = PreparationConfig(calibration=CalibrationConfig(seed=seed), space=chosen)
-    base = load_base_model(model, config.dtype)
+    base = load_base_model(model, config.dtype, device)
     prepared = prepare(base, load_tokenizer(base.source), config)
-    return Evaluator(model, prepared.folder, EvaluatorConfig(), base=base)
+    return Evaluator(model, prepared.folder, EvaluatorConfig(device=device), base=base)
 
 
 def run_seed(race: Race, todo: dict[str, Contestant], until: float) -> None:

@@ -40,7 +40,7 @@ TEXT_TOKENS = 8192
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, device=True)
     options.add_argument("--policy", type=Path, help="a policy or run folder: its answers are measured, too")
     budget = options.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, default=None)
@@ -49,7 +49,7 @@ def main() -> None:
     options.add_argument("--text", type=Path, help="a second text, such as WikiText-2's raw test set")
     options.add_argument("--runs", type=Path, default=Path("runs/supernet"))
     given = options.parse_args()
-    settings: dict[str, Any] = {"steps": given.steps, "minutes": given.minutes}
+    settings: dict[str, Any] = {"steps": given.steps, "minutes": given.minutes, "device": given.device}
     if given.steps is None and given.minutes is None:
         settings["minutes"] = 30.0
     settings |= {name: json.loads(value) for name, _, value in (entry.partition("=") for entry in given.set)}
@@ -63,21 +63,22 @@ def main() -> None:
             else None,
         )  # fmt: skip
     record = json.loads((folder / "unicuco.json").read_text(encoding="utf-8"))["supernet"]
-    figures = compared(folder, given.policy, given.text)
+    figures = compared(folder, given.policy, given.text, given.device)
     about = surroundings(
         model=MODEL, steps=record["steps"], seconds=record["seconds"], threads=record["threads"],
+        device=given.device,
         settings=record["config"], windows_heldout=WINDOWS, policy=str(given.policy),
     )  # fmt: skip
     finish("Super-network", rows(figures), figures | {"training": record, "surroundings": about}, given.json)
 
 
-def compared(folder: Path, policy: Path | None, text: Path | None) -> dict[str, Any]:
+def compared(folder: Path, policy: Path | None, text: Path | None, device: str) -> dict[str, Any]:
     """KL of every strategy before and after, on every text."""
     shapes: dict[str, Shape] = {}
     found: dict[str, dict[str, list[float]]] = {}
     whole: list[float] = []
     for spec in (MODEL, str(folder)):
-        evaluator = opened(spec)
+        evaluator = opened(spec, device)
         if not shapes:
             shapes = strategies(evaluator, policy)
         texts = {"sotu": open_heldout(evaluator, WINDOWS)}
@@ -98,12 +99,12 @@ def compared(folder: Path, policy: Path | None, text: Path | None) -> dict[str, 
     return flat
 
 
-def opened(spec: str) -> Evaluator:
+def opened(spec: str, device: str) -> Evaluator:
     """``spec`` with its own preparation on ``sotu``, as ``unicuco train`` makes it."""
     recipe = PreparationConfig(calibration=CalibrationConfig(domains=(Domain.parse("sotu"),)))
-    base = load_base_model(spec, recipe.dtype)
+    base = load_base_model(spec, recipe.dtype, device)
     prepared = prepare(base, load_tokenizer(base.source), recipe)
-    return Evaluator(spec, prepared.folder, EvaluatorConfig(dtype=recipe.dtype), base=base)
+    return Evaluator(spec, prepared.folder, EvaluatorConfig(dtype=recipe.dtype, device=device), base=base)
 
 
 def strategies(evaluator: Evaluator, policy: Path | None) -> dict[str, Shape]:
