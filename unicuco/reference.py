@@ -112,8 +112,11 @@ def compare(
 
 
 def _dot(weights: Tensor, values: Tensor) -> Tensor:
-    """Row by row Σ weights·values (``rows``, float64) without a temporary the size of both."""
-    return torch.bmm(weights[:, None], values[:, :, None])[:, 0, 0].double()
+    """Row by row Σ weights·values (``rows``, float64)."""
+    if weights.device.type == "cpu":  # without a temporary the size of both
+        return torch.bmm(weights[:, None], values[:, :, None])[:, 0, 0].double()
+    # There, a batch of products of one row and one column takes twelve times as long.
+    return torch.linalg.vecdot(weights, values).double()
 
 
 def load_or_compute(path: Path, compute: Callable[[], Reference]) -> Reference:
