@@ -83,7 +83,7 @@ def measured(given: Any, kept: float, config: Any) -> dict[str, Any]:
     if not better.is_dir():
         recover(
             str(small), better, config, base=MODEL, command="python -m benchmarks.recovery",
-            progress=lambda done, total, kl: console.print(f"step {done} of {total}, KL {kl:.3f}")
+            progress=lambda done, total, loss: console.print(f"step {done} of {total}, loss {loss:.3f}")
             if done % 10 == 0
             else None,
         )  # fmt: skip

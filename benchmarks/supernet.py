@@ -58,7 +58,7 @@ def main() -> None:
     if not folder.is_dir():
         train_supernet(
             MODEL, folder, config, command="python -m benchmarks.supernet",
-            progress=lambda done, total, kl: console.print(f"step {done} of {total}, KL {kl:.3f}")
+            progress=lambda done, total, loss: console.print(f"step {done} of {total}, loss {loss:.3f}")
             if done % 10 == 0
             else None,
         )  # fmt: skip

@@ -56,7 +56,7 @@ def training_session(threads: int | None) -> Iterator[Session]:
 
 @contextmanager
 def _training_bar(console: Console) -> Iterator[TrainProgress]:
-    """A bar with the KL on a terminal, a few lines elsewhere."""
+    """A bar with the loss on a terminal, a few lines elsewhere."""
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -70,11 +70,11 @@ def _training_bar(console: Console) -> Iterator[TrainProgress]:
     ) as bar:
         task = bar.add_task("", total=None, visible=False)
 
-        def report(done: int, total: int, kl: float) -> None:
-            bar.update(task, completed=done, total=total, description=f"KL {kl:.3f}", visible=done < total)
+        def report(done: int, total: int, loss: float) -> None:
+            bar.update(task, completed=done, total=total, description=f"loss {loss:.3f}", visible=done < total)
             if console.is_terminal:
                 bar.refresh()
             elif done == total or done % max(total // LINES, 1) == 0:
-                console.print(f"training: step {done} of {total}, KL {kl:.3f}", highlight=False)
+                console.print(f"training: step {done} of {total}, loss {loss:.3f}", highlight=False)
 
         yield report

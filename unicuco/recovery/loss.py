@@ -19,7 +19,7 @@ from unicuco.reference import LOGITS_AT_ONCE, POSITIONS_AT_ONCE
 
 @dataclass
 class Losses:
-    """Means over a step's tokens, nats: what is minimised, and its two parts."""
+    """Means over a step's tokens, nats: what is minimised, and its two parts; ``kl`` is NaN where only text counts."""
 
     total: float
     kl: float
@@ -41,13 +41,15 @@ class _Distilled(torch.autograd.Function):
 
 
 def distil(
-    hidden: Tensor, dense: Tensor, targets: Tensor, head: Head, dense_head: Head, text_weight: float
+    hidden: Tensor, dense: Tensor | None, targets: Tensor, head: Head, dense_head: Head, text_weight: float
 ) -> tuple[Tensor, Losses]:
     """The loss (a scalar that gradients flow from into ``hidden``), and its parts.
 
     Args:
-        hidden, dense: last hidden states of both models (``tokens x hidden``).
-        targets: next token of each position (``tokens``), -1 where there is none: there, the dense model alone counts.
+        hidden, dense: last hidden states of both models (``tokens x hidden``). ``dense`` is ``None`` where the text
+            alone counts (``text_weight`` 1).
+        targets: next token of each position (``tokens``), -1 where there is none: there, the dense model alone counts,
+            and without one nothing.
     """
     gradient = torch.empty_like(hidden)
     kl = torch.zeros((), dtype=torch.float64, device=hidden.device)
@@ -59,17 +61,23 @@ def distil(
         with torch.enable_grad():
             logits = head(inputs)
         with torch.no_grad():
-            dense_logits = dense_head(dense[rows])
+            dense_logits = None if dense is None else dense_head(dense[rows])
             of_logits = torch.empty_like(logits)
             step = POSITIONS_AT_ONCE if logits.device.type == "cpu" else LOGITS_AT_ONCE
             for i in range(0, len(logits), step):
                 part = slice(i, i + step)
                 target = targets[rows][part]
                 log_q = logits[part].float().log_softmax(-1)
-                log_p = dense_logits[part].float().log_softmax(-1)
                 known = target >= 0
-                weight = torch.where(known, text_weight, 0.0)
                 at_target = log_q.gather(-1, target.clamp_min(0)[:, None])[:, 0]
+                if dense_logits is None:
+                    text -= at_target[known].double().sum()
+                    wanted = log_q.exp_()
+                    wanted.scatter_add_(-1, target.clamp_min(0)[:, None], -known[:, None].to(wanted.dtype))
+                    of_logits[part] = wanted.mul_(known[:, None])
+                    continue
+                weight = torch.where(known, text_weight, 0.0)
+                log_p = dense_logits[part].float().log_softmax(-1)
                 p = log_p.exp()
                 kls = torch.linalg.vecdot(p, log_p.sub_(log_q))
                 kl += kls.double().sum()
@@ -82,6 +90,8 @@ def distil(
         assert inputs.grad is not None
         gradient[rows] = inputs.grad
     count = len(hidden)
+    if dense is None:
+        total, kl = text.clone(), torch.full_like(kl, torch.nan)
     loss = (total / count).to(torch.float32)
     losses = Losses(float(loss), float(kl) / count, float(text) / max(int((targets >= 0).sum()), 1))
     return _Distilled.apply(hidden, loss, gradient / count), losses

@@ -41,3 +41,21 @@ def test_as_autograd_says(text_weight: float, cap: float | None, monkeypatch: py
     assert losses.kl == pytest.approx(kl.mean().item(), rel=1e-5)
     assert losses.text == pytest.approx(text[known].mean().item(), rel=1e-5)
     torch.testing.assert_close(found, hidden.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_the_text_alone_needs_no_dense_model(cap: float | None) -> None:
+    model = tiny.random_model("gemma3")
+    model.config.final_logit_softcapping = cap
+    head, generator = Head(model), torch.Generator().manual_seed(0)
+    targets = torch.randint(0, tiny.VOCAB, (50,), generator=generator)
+    targets[[24, 49]] = -1
+    hidden = torch.randn(50, 64, generator=generator).requires_grad_()
+    loss, losses = distil(hidden, None, targets, head, head, 1.0)
+    (2 * loss).backward()
+    found, hidden.grad = hidden.grad, None
+    expected = cross_entropy(head(hidden), targets, ignore_index=-1, reduction="sum") / 50
+    (2 * expected).backward()
+    assert losses.total == pytest.approx(expected.item(), rel=1e-5)
+    assert losses.text == pytest.approx(expected.item() * 50 / 48, rel=1e-5)
+    torch.testing.assert_close(found, hidden.grad, rtol=1e-4, atol=1e-6)
