@@ -1,9 +1,8 @@
-"""The learner on a base model that is only a formula: its books always balance, it resumes, it learns."""
+"""The learner on a base model that is only a formula: it resumes, survives failures, and learns."""
 
 from __future__ import annotations
 
 import statistics
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -11,126 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.unicuco.small_search import FAST, MODEL, SPACE, balanced, learner
 from tests.unicuco.synthetic import FAST_NET, KnownDamage, make_learner, make_space, search
 from unicuco.allocation import allocate
 from unicuco.baselines.uniform import LADDER, uniform
 from unicuco.errors import DiskFullError, SpaceError
-from unicuco.evaluations import Candidate, EvaluationLog
+from unicuco.evaluations import EvaluationLog
 from unicuco.learner import Learner, LearnerConfig
 from unicuco.request import Request
 from unicuco.space import budgets_of
 from unicuco.surrogate import SurrogateConfig
 
-SPACE = make_space(4)
-MODEL = KnownDamage(SPACE, seed=3)
-FAST: dict[str, Any] = {"evaluations": 24, "batch": 8, "stratnet": FAST_NET.model_copy(update={"steps": 60})}
 PLAIN = SurrogateConfig(mean="plain")
-
-
-def learner(folder: Path, **config: Any) -> Learner:
-    return make_learner(folder, MODEL, **FAST | config)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Learner:
     """A search that ran to its end."""
     return search(learner(tmp_path_factory.mktemp("log")), MODEL)
-
-
-def balanced(status: Any) -> bool:
-    return status.submitted == status.done + status.failed + status.running
-
-
-class Bookkeeping(RuleBasedStateMachine):
-    """Random sequences of everything that can happen to a candidate, against plain sets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.log = Path(self.folder.name)
-        self.learner = learner(self.log, evaluations=14)
-        self.handed: dict[str, Candidate] = {}
-        self.running: set[str] = set()
-        self.waiting: set[str] = set()
-        self.done: set[str] = set()
-        self.failed: set[str] = set()
-
-    def teardown(self) -> None:
-        self.folder.cleanup()
-
-    def some(self, data: st.DataObject, ids: set[str]) -> Candidate:
-        return self.handed[data.draw(st.sampled_from(sorted(ids)))]
-
-    @rule(n=st.integers(0, 4))
-    def ask(self, n: int) -> None:
-        room = 14 - len(self.handed) + len(self.waiting)
-        given_before = set(self.waiting)
-        given = self.learner.ask(n)
-        assert len(given) == min(n, room)
-        for candidate in given:
-            assert candidate.eval_id not in self.done | self.failed | self.running
-            if candidate.eval_id not in self.waiting:
-                assert not self.waiting, "what waits again goes first"
-                assert candidate.eval_id not in self.handed
-                assert candidate.levels not in {c.levels for c in self.handed.values()}, "a strategy proposed twice"
-            assert self.handed.setdefault(candidate.eval_id, candidate) == candidate
-            self.waiting.discard(candidate.eval_id)
-            self.running.add(candidate.eval_id)
-        assert len(given_before - self.waiting) == min(n, len(given_before))
-
-    @precondition(lambda self: self.handed)
-    @rule(data=st.data())
-    def tell(self, data: st.DataObject) -> None:
-        """Of any candidate ever handed out: a late answer for one that was requeued or given up counts, once."""
-        candidate = self.some(data, set(self.handed))
-        assert self.learner.tell(MODEL.evaluation(candidate)) == (candidate.eval_id not in self.done)
-        for group in (self.running, self.waiting, self.failed):
-            group.discard(candidate.eval_id)
-        self.done.add(candidate.eval_id)
-
-    @precondition(lambda self: self.handed)
-    @rule(data=st.data())
-    def requeue(self, data: st.DataObject) -> None:
-        candidate = self.some(data, set(self.handed))
-        self.learner.requeue(candidate)
-        if candidate.eval_id in self.running:
-            self.running.remove(candidate.eval_id)
-            self.waiting.add(candidate.eval_id)
-
-    @precondition(lambda self: self.handed)
-    @rule(data=st.data())
-    def give_up(self, data: st.DataObject) -> None:
-        candidate = self.some(data, set(self.handed))
-        self.learner.give_up(candidate, "it kills its evaluator")
-        if candidate.eval_id not in self.done:
-            self.running.discard(candidate.eval_id)
-            self.waiting.discard(candidate.eval_id)
-            self.failed.add(candidate.eval_id)
-
-    @rule()
-    def restart(self) -> None:
-        """A new process on the same log: what was done is done, the rest never happened."""
-        self.learner = learner(self.log, evaluations=14)
-        self.handed = {i: c for i, c in self.handed.items() if i in self.done}
-        self.running, self.waiting, self.failed = set(), set(), set()
-
-    @invariant()
-    def the_books_balance(self) -> None:
-        status = self.learner.status()
-        assert balanced(status)
-        assert status.submitted == len(self.handed)
-        assert (status.done, status.failed) == (len(self.done), len(self.failed))
-        assert status.running == len(self.running) + len(self.waiting)
-        assert {e.eval_id for e in self.learner.evaluations()} == self.done
-        assert {e.eval_id for e in EvaluationLog(self.log).read()} == self.done
-
-
-TestBookkeeping = Bookkeeping.TestCase
-TestBookkeeping.settings = settings(max_examples=25, stateful_step_count=25)
 
 
 def test_a_search_ends_with_everything_on_disk_once(finished: Learner) -> None:

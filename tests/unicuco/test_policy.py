@@ -1,11 +1,8 @@
-"""Policies on a base model that is only a formula: bounds hold exactly, order is kept, disk round trips."""
+"""Policies on a base model that is only a formula: bounds hold exactly, order is kept."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,67 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unicuco.synthetic import KnownDamage, make_learner, make_space, search
+from tests.unicuco.known_policy import FLOOR, GEOMETRY, MODEL, SPACE, mixed, policy, within_bounds
 from unicuco.allocation import allocate
 from unicuco.errors import PolicyError
 from unicuco.policy import Policy
 from unicuco.proposals import budgets_of
 from unicuco.request import Answer, Request
 
-SPACE = make_space(5)
-MODEL = KnownDamage(SPACE, seed=4)
-GEOMETRY = SPACE.geometry
-FLOOR = int(SPACE.total(SPACE.num_levels - 1))
-SOURCE = {"model": {"spec": "made-up", "digest": "a" * 64}, "preparation": {"digest": "p" * 64}}
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    learner = make_learner(tmp_path_factory.mktemp("log"), MODEL, evaluations=32)
-    learner.provenance = SOURCE
-    return search(learner, MODEL).policy()
-
-
-@pytest.fixture(scope="module")
-def folder(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("run") / "policy"
-    policy.save(target)
-    return target
+__all__ = ["policy"]  # a fixture
 
 
 def one(policy: Policy, **request: Any) -> Answer:
     return policy.answer([Request(**request)])[0]
-
-
-def mixed(count: int = 64) -> list[Request]:
-    """Every kind of request, sizes from nearly nothing to more than dense."""
-    rng = np.random.default_rng(0)
-    made = []
-    for i in range(count):
-        share, weight = float(rng.uniform(0.3, 1.0)), float(rng.random())
-        kinds: list[dict[str, Any]] = [
-            {"kept": share},
-            {"ratio": share},
-            {"params": int(share * 1.1 * GEOMETRY.params)},
-            {"bytes": int(share * 2.2 * GEOMETRY.params)},
-            {"preference": (weight, 1 - weight)},
-            {"max_kl": float(np.exp(rng.uniform(-5, 0)))},
-            {"preference": (1 - weight, weight), "kept": share},
-            {"max_kl": 0.5, "ratio": share},
-            {"kept": share, "ratio": float(rng.uniform(0.5, 1)), "bytes": int(1.8 * GEOMETRY.params)},
-        ]
-        made.append(Request(id=f"r{i}", **kinds[i % len(kinds)]))
-    return made
-
-
-def within_bounds(answer: Answer) -> bool:
-    request = answer.request
-    return (
-        (request.params is None or answer.params <= request.params)
-        and (request.bytes is None or answer.bytes <= request.bytes)
-        and (request.ratio is None or answer.ratio <= request.ratio + 1e-9)
-        and (request.kept is None or answer.kept <= request.kept + 1e-9)
-    )
 
 
 def test_mixed_requests_are_answered_in_order_and_never_over_budget(policy: Policy) -> None:
@@ -227,87 +175,6 @@ def test_sizes_outside_the_training_carry_a_warning(policy: Policy) -> None:
 
 def test_no_request_no_answer(policy: Policy) -> None:
     assert policy.answer([]) == []
-
-
-def test_answers_survive_the_disk(policy: Policy, folder: Path) -> None:
-    requests = mixed()
-    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".parquet", ".safetensors", ".safetensors"]
-    for place in (folder, folder.parent):  # the run's folder will do
-        again = Policy.load(place)
-        assert again.parts.provenance == SOURCE and again.parts.version == policy.parts.version
-        for one, two in zip(policy.answer(requests), again.answer(requests), strict=True):
-            assert (one.id, one.levels, one.feasible, one.origin) == (two.id, two.levels, two.feasible, two.origin)
-            assert (one.kl, one.kl_low, one.kl_high) == pytest.approx((two.kl, two.kl_low, two.kl_high), rel=1e-6)
-
-
-def test_the_plain_form_survives_the_disk(tmp_path: Path) -> None:
-    from unicuco.surrogate import SurrogateConfig
-
-    learner = make_learner(tmp_path / "log", MODEL, evaluations=16, surrogate=SurrogateConfig(mean="plain"))
-    before = search(learner, MODEL).policy()
-    before.save(tmp_path / "policy")
-    after = Policy.load(tmp_path / "policy")
-    for one, two in zip(before.answer(mixed()), after.answer(mixed()), strict=True):
-        assert one.levels == two.levels and one.kl == pytest.approx(two.kl, rel=1e-6)
-        assert within_bounds(one)
-
-
-def test_saving_replaces_and_a_full_disk_keeps_the_old(
-    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from unicuco.errors import DiskFullError
-
-    policy.save(tmp_path / "policy")
-    policy.save(tmp_path / "policy")
-
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("unicuco.policy_parts.save_file", full)
-        with pytest.raises(DiskFullError):
-            policy.save(tmp_path / "policy")
-    assert Policy.load(tmp_path / "policy").parts.version == policy.parts.version
-    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
-
-
-@pytest.mark.parametrize(
-    "name", ["policy.json", "stratnet.safetensors", "surrogate.safetensors", "evaluations.parquet"]
-)
-@pytest.mark.parametrize("how", ["missing", "truncated", "garbage"])
-def test_a_broken_folder_is_refused_in_one_sentence(name: str, how: str, folder: Path, tmp_path: Path) -> None:
-    broken = shutil.copytree(folder, tmp_path / "policy")
-    file = broken / name
-    if how == "missing":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if how == "truncated" else b"\x07" * 64)
-    with pytest.raises(PolicyError, match="policy at") as caught:
-        Policy.load(broken)
-    assert str(broken) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"format": 99}'])
-def test_a_strange_description_is_refused(content: str, folder: Path, tmp_path: Path) -> None:
-    broken = shutil.copytree(folder, tmp_path / "policy")
-    (broken / "policy.json").write_text(content)
-    with pytest.raises(PolicyError, match="policy at"):
-        Policy.load(broken)
-
-
-def test_parts_of_two_policies_do_not_mix(folder: Path, tmp_path: Path) -> None:
-    """A network or a space of another size is noticed when the policy is read, not when it answers."""
-    broken = shutil.copytree(folder, tmp_path / "policy")
-    about = json.loads((broken / "policy.json").read_text())
-    about["space"]["config"]["sites"] = "block"
-    (broken / "policy.json").write_text(json.dumps(about))
-    with pytest.raises(PolicyError, match="policy at"):
-        Policy.load(broken)
-
-
-def test_no_policy_at_all_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="No readable policy"):
-        Policy.load(tmp_path)
 
 
 def test_another_base_model_is_refused(policy: Policy) -> None:
