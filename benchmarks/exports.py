@@ -8,8 +8,8 @@
 - ``export_ratio_cold``: the same of an export out of files, block by block (``unicuco prune --no-measure
   --no-verify``): opening the base model, solving, and all of the above.
   Both are the smallest of rounds in turns; ``..._processor``: of processor time, which other work on the machine
-  disturbs less. Beside them what the parts take alone: opening, reading blocks, solving, hashing, the tokenizer,
-  ``save_file`` with fsync;
+  disturbs less. Beside them what the parts take alone: opening, reading blocks, solving, planning (the
+  configuration, and what tensors there will be), hashing, the tokenizer, ``save_file`` with fsync;
 - ``export_ratio_floor``: the SHA-256 alone ÷ ``save_file``: no export with a digest of its file can be below;
 - ``export_ratio_synced``: the export ÷ ``save_file`` with fsync, both durable;
 - ``export_peak_bytes``: largest memory of a process that exports cold, over what it had after its imports.
@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from unicuco.checkpoint import write_checkpoint
 from unicuco.checkpoint.stream import StreamingPruner, open_base_model
+from unicuco.checkpoint.write import LazyBlocks, plan
 from unicuco.models.load import BaseModel
 from unicuco.models.source import ModelSource
 from unicuco.preparation import Preparation
@@ -119,6 +120,9 @@ def export(
         def solved(target: Path) -> None:
             pruned_blocks(build_pruner(base, preparation), shape)  # a new one: nothing is solved yet
 
+        def planned(target: Path) -> None:
+            plan(base, LazyBlocks(pruner, shape, base.model.dtype), shape, "hetero")
+
         ways = {
             "save_file": lambda target: save_file(tensors, target),
             "export": measured,
@@ -126,6 +130,7 @@ def export(
             "part_opening": lambda target: open_base_model(source, "bfloat16"),
             "part_reading": read,
             "part_solving": solved,
+            "part_planning": planned,
             "part_hashing": hashed,
             "part_tokenizer": tokenizer.save_pretrained,
             "save_file_fsync": synced,

@@ -99,7 +99,7 @@ def write_checkpoint(
     check_shard_size(max_shard_size)
     check_target(target, replace)
     blocks = LazyBlocks(pruner, shape, base.model.dtype)
-    model, specs, tensor = _plan(base, blocks, shape, layout)
+    model, specs, tensor = plan(base, blocks, shape, layout)
     size = _size(base, specs, shape)
     dtype = str(base.model.dtype).removeprefix("torch.")
     verification = None
@@ -167,7 +167,7 @@ def _cast(block: PrunedBlock, dtype: torch.dtype) -> PrunedBlock:
     return dataclasses.replace(block, attention=attention, mlp=mlp)
 
 
-def _plan(
+def plan(
     base: BaseModel, blocks: LazyBlocks, shape: Shape, layout: Layout
 ) -> tuple[Any, dict[str, Spec], Callable[[str], Tensor]]:
     """The pruned model without its weights, what tensors it has, and how to get each of them.
