@@ -200,13 +200,18 @@ def _stage(progress: Any) -> str:
 
 @contextmanager
 def stages(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A ``(stage, done, total)`` callback: one bar per stage on a terminal, one line per finished stage elsewhere."""
+    """A ``(stage, done, total)`` callback: one bar per stage on a terminal; elsewhere one line per finished stage.
+
+    Stages that say that they begin (nothing is done yet) get a line for that, too.
+    """
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
+                if done == 0 and not console.is_terminal:
+                    console.print(f"{stage} ...", highlight=False)
             bar.update(tasks[stage], completed=done, total=total)
             if done >= total and not console.is_terminal:
                 console.print(f"{stage}: {total} of {total}", highlight=False)

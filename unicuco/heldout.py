@@ -45,6 +45,7 @@ def measure_heldout(
     heldout = open_heldout(search, windows)
     answers = policy.answer([Request(kept=kept) for kept in sizes])
     rows: list[dict[str, Any]] = []
+    report("measuring answers on fresh text", 0, len(sizes))  # each of them may take minutes
     for i, (kept, answer) in enumerate(zip(sizes, answers, strict=True)):
         levels = np.array(answer.levels)
         fresh = measure(heldout, levels)

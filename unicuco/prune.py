@@ -213,12 +213,14 @@ def prune(
         model: where the base model lies, when not where it was trained; its content must be the same.
         config: dtype, device, and whether the base model's own code may run; the checkpoint is stored in this dtype.
         measure: measure KL and perplexity on held-out windows, for the model card.
+        progress: told of every stage when it begins, as (stage, done, total).
         tables: latency tables beside those of the policy's folder, by name.
 
     Raises:
         InfeasibleRequestError: with what is feasible; nothing is written. Other ``UniCuCoError``: what is wrong.
     """
     config, how = config or EvaluatorConfig(), how or Writing()
+    report = progress or (lambda stage, done, total: None)
     policy = Policy.load(policy_folder)
     for name, given in (tables or {}).items():
         policy = policy.with_table(name, given)
@@ -241,8 +243,10 @@ def prune(
             pruner = StreamingPruner(opened, preparation)
             shape = preparation.space.shape(preparation.space.check_levels(np.array(answer.levels)))
             parts = (opened.base, pruner, shape, preparation, load_tokenizer(source, config.trust_remote_code))
+            report("writing and reloading", 0, 1)
             return _write(*parts, request, answer, target, how, _Found(table=table))
-    return pin(policy, model, config, progress).write(request, answer, target, how, measure, table=table)
+    pinned = pin(policy, model, config, progress)
+    return pinned.write(request, answer, target, how, measure, lambda stage: report(stage, 0, 1), table)
 
 
 def _find_model(policy: Policy, model: str | None) -> ModelSource:

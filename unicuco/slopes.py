@@ -25,6 +25,8 @@ OWN_ERROR, FLOOR = 0.15, 0.002
 """What a slope may be off by on its own: a share of what the damages promise, and at least this much in log KL."""
 KIND_ERROR, SCALE_ERROR, SITE_ERROR = 0.2, 0.3, 0.15
 """What slopes may be off by together, as shares: all of one kind of site, those of one base and kind, of one site."""
+BROKEN_KL = 3.0
+"""Nats per token from which on a base's slopes are left out: around a model that says nothing, no site has a weight."""
 BEND_ERROR = 0.6
 """Share of the second-order terms that they may be off by: a large step is not a slope."""
 
@@ -78,13 +80,13 @@ def read_slopes(space: SearchSpace, evaluations: Sequence[Evaluation]) -> Slopes
     """Slopes of every site that could be pruned both more and less, from all evaluations with margins.
 
     A site that is dense or dropped has one direction only. Its margin then says what the other sites do to it and
-    nothing of its own weight, so it gets no slope.
+    nothing of its own weight, so it gets no slope. Nor does a strategy that breaks the model (``BROKEN_KL``).
     """
     bases: list[np.ndarray] = []
     rows: list[tuple[int, int, int, int]] = []
     rise: list[float] = []
     for evaluation in evaluations:
-        if not evaluation.margins or not evaluation.margins_kl > 0:
+        if not evaluation.margins or not 0 < evaluation.margins_kl < BROKEN_KL:
             continue
         levels = evaluation.levels_array()
         change = np.asarray(evaluation.margins, dtype=np.float64).reshape(space.levels.shape)

@@ -41,6 +41,8 @@ def test_prune_then_evaluate(
 ) -> None:
     checkpoint = tmp_path / "small"
     assert run(monkeypatch, "prune", world.policy.parent, "--kept", 0.7, "--output", checkpoint, *FLOAT) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["measuring on fresh text ...", "writing and reloading ..."] and said[2].startswith("request")
     record = json.loads((checkpoint / "unicuco.json").read_text())
     assert record["size"]["kept"] <= 0.7
     assert record["verification"] is not None
@@ -59,8 +61,8 @@ def test_prune_then_evaluate(
     assert (tmp_path / "both.png").stat().st_size > 1000
     assert run(monkeypatch, "verify", checkpoint, "--threads", 1, "--json", figures) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "good"
-    said = json.loads(figures.read_text())
-    assert said["passed"] and said["loaded"]["params"] == record["size"]["params"] and said["logits"]["tokens"] == 32
+    found = json.loads(figures.read_text())
+    assert found["passed"] and found["loaded"]["params"] == record["size"]["params"] and found["logits"]["tokens"] == 32
     (checkpoint / "config.json").write_text("{}")
     assert run(monkeypatch, "verify", checkpoint) == 1
     assert "config.json has 2 bytes" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from actors.learner import Progress
-from cluster.progress import Rate, RunDisplay, best_at, best_points, duration_text, front_text, heldout_table
+from cluster.progress import Rate, RunDisplay, best_at, best_points, duration_text, front_text, heldout_table, stages
 from cluster.runs import ProgressLog, RunError, RunFolder
 from unicuco.learner import LearnerStatus
 
@@ -80,6 +80,19 @@ def test_waiting_for_machines_is_said_once_and_is_not_loading(tmp_path: Path) ->
     assert "ray status" in said and lines.index(said) == 2  # after the lines of 0 s and of 10 s
     stages = [line.split("  ")[1] for line in lines if line != said]
     assert stages == ["waiting"] * 5 + ["loading"] * 4
+
+
+def test_stages_are_told_when_they_end_and_when_they_say_that_they_begin() -> None:
+    out = io.StringIO()
+    with stages(Console(file=out, width=100)) as report:
+        for done in range(1, 4):
+            report("ordering units", done, 3)
+        assert out.getvalue() == "ordering units: 3 of 3\n"
+        report("measuring answers on fresh text", 0, 2)
+        assert out.getvalue().splitlines()[1:] == ["measuring answers on fresh text ..."]
+        report("measuring answers on fresh text", 0, 2)
+        report("measuring answers on fresh text", 2, 2)
+    assert out.getvalue().splitlines()[2:] == ["measuring answers on fresh text: 2 of 2"]
 
 
 def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:

@@ -88,6 +88,20 @@ def test_pruner_tensors_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_tokenizer_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
+    """It is saved beside the weights, by another thread."""
+
+    class Unsavable:
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "tokenizer.json").write_text("half")
+            raise ValueError("no such tokenizer")
+
+    base = tiny_model("llama")
+    with pytest.raises(ValueError, match="no such tokenizer"):
+        write_checkpoint(base, Unsavable(), PrefixPruner(base), SHAPE, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 WRITE = """
 import sys
 sys.path.insert(0, {tests!r})

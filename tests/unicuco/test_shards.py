@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from unicuco.checkpoint import shards
 from unicuco.checkpoint.shards import INDEX, Spec, check_shard_size, write_shards
 from unicuco.errors import CheckpointError
 
@@ -29,7 +32,11 @@ def specs(tensors: dict[str, torch.Tensor]) -> dict[str, Spec]:
     return {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def test_one_file_is_what_safetensors_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [None, 1, 50])
+def test_one_file_is_what_safetensors_writes(batch: int | None, tmp_path: Path, monkeypatch) -> None:
+    if batch:  # many batches, and the disk is waited for between them
+        monkeypatch.setattr(shards, "_BATCH", batch)
+        monkeypatch.setattr(shards, "_SYNCED", 2 * batch)
     whole = {name: tensor.contiguous() for name, tensor in TENSORS.items()}
     save_file(whole, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     found = write_shards(tmp_path, specs(TENSORS), TENSORS.__getitem__)
@@ -70,6 +77,15 @@ def test_every_tensor_is_asked_for_once_and_a_layers_in_a_row(tmp_path: Path) ->
     assert sorted(asked) == sorted(names)
     layers = [name.split(".")[1] for name in asked]
     assert sum(one != two for one, two in pairwise(layers)) == 11
+
+
+def test_a_disk_that_fails_while_weights_are_written_is_told(tmp_path: Path, monkeypatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_shards(tmp_path, specs(TENSORS), TENSORS.__getitem__)
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 3), torch.zeros(3, 2).bfloat16()])

@@ -10,7 +10,7 @@ import torch
 from tests.unicuco.synthetic import KnownDamage, make_space
 from unicuco.damage import DamageModel
 from unicuco.evaluations import Candidate, Evaluation
-from unicuco.slopes import ALIKE, MOST_PER_UNIT, SITE_ERROR, Slopes, average_slopes, read_slopes
+from unicuco.slopes import ALIKE, BROKEN_KL, MOST_PER_UNIT, SITE_ERROR, Slopes, average_slopes, read_slopes
 
 SPACE = make_space(4)
 MODEL = KnownDamage(SPACE)
@@ -122,3 +122,12 @@ def test_broken_bases_are_left_out() -> None:
     whole = len(read_slopes(SPACE, done))
     done[18] = dataclasses.replace(done[18], margins_kl=float("nan"))
     assert 0 < len(read_slopes(SPACE, done)) < whole
+
+
+def test_bases_at_which_the_model_says_nothing_are_left_out() -> None:
+    done = run(8)
+    whole = read_slopes(SPACE, done)
+    lost = dataclasses.replace(done[0], margins_kl=BROKEN_KL)
+    slopes = read_slopes(SPACE, [lost, *done[1:]])
+    assert len(slopes.bases) == len(whole.bases) - 1
+    assert torch.equal(slopes.bases, whole.bases[1:])

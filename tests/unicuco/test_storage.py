@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,34 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, error: BaseException) -
             pass
     assert (folder / "a").read_text() == "old" and file.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_everything_in_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch) -> None:
+    synced: dict[int, bool] = {}
+    really = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        really(descriptor)
+        synced[os.fstat(descriptor).st_ino] = (tmp_path / "target").exists()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_folder(tmp_path / "target") as scratch:
+        (scratch / "sub").mkdir()
+        for name in ("a", "b", "sub/c"):
+            (scratch / name).write_text(name)
+    inside = {path.stat().st_ino for path in (tmp_path / "target", *(tmp_path / "target").rglob("*"))}
+    assert len(inside) == 5 and {number for number, late in synced.items() if not late} == inside
+    assert synced[tmp_path.stat().st_ino]  # the name itself, afterwards
+
+
+def test_a_disk_that_fails_at_the_end_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise FULL
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(DiskFullError, match="disk is full"), atomic_folder(tmp_path / "target") as scratch:
+        (scratch / "a").write_text("a")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("error", [FULL, WRAPPED], ids=["system", "wrapped"])

@@ -45,6 +45,8 @@ def test_the_files_are_those_of_a_model_in_memory(family: str, layout: str, tmp_
     shape = Shape((0, groups - 1, groups), (64, 0, 224))  # an MLP before the first attention, an attention alone
     opened = open_base_model(find_model(str(folder)), "bfloat16")
     assert opened is not None and opened.base.geometry == base.geometry
+    for name, buffer in base.model.named_buffers():  # in no file: computed, though no weights are drawn
+        assert torch.equal(opened.base.model.get_buffer(name), buffer), name
     written = [
         write_checkpoint(model, tiny.tokenizer(), pruner, shape, tmp_path / name, layout, verify=False)  # type: ignore[arg-type]
         for name, model, pruner in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def provenance(
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """Installed versions of the packages that make and load checkpoints."""
     found = {}

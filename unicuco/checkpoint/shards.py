@@ -3,6 +3,7 @@
 What is to be written is known by name, dtype and shape before the first tensor is there, so headers come first and
 nothing is held: not the model, not a file. The files are byte for byte those of ``save_pretrained`` on the whole model
 (one file or several with transformers' index), and their SHA-256 is computed on the way, not by reading them again.
+Hashing is what takes longest: writing, and the disk's own work, go on beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from unicuco.errors import CheckpointError
+from unicuco.storage import sync
 
 INDEX = "model.safetensors.index.json"
 DTYPE_NAMES = {
@@ -30,6 +32,8 @@ DTYPE_NAMES = {
 """In the order in which safetensors lays them out, last first."""
 _BATCH = 4 << 20
 """Bytes handed at once to the threads that write and hash; twice that is held, or two tensors where they are larger."""
+_SYNCED = 32 << 20
+"""Bytes after which the disk is set to work: a file that is whole need not wait for all of them then."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +129,24 @@ def _bytes(name: str, tensor: Tensor, spec: Spec) -> Any:
 
 
 def _write(path: Path, header: bytes, pieces: Iterable[Any]) -> dict[str, Any]:
-    """Writes and hashes pieces in two threads, some megabytes at a time, while the next ones are being made."""
-    digest, size = hashlib.sha256(), 0
-    with open(path, "wb") as file, ThreadPoolExecutor(2) as pool:
+    """Writes and hashes pieces in two threads, some megabytes at a time, while the next ones are being made.
+
+    A third one waits for the disk meanwhile.
+    """
+    digest, size, synced = hashlib.sha256(), 0, 0
+    with open(path, "wb") as file, ThreadPoolExecutor(3) as pool:
         pending: list[Future[Any]] = []
+        syncing: Future[Any] = pool.submit(sync, path)
         for batch in _batches(chain([header], pieces)):
             for future in pending:
                 future.result()
+            if size - synced >= _SYNCED and syncing.done():
+                syncing.result()
+                syncing, synced = pool.submit(sync, path), size
             pending = [pool.submit(_each, digest.update, batch), pool.submit(_each, file.write, batch)]
             size += sum(len(piece) for piece in batch)
             del batch  # the next one is made before this name is given to it
-        for future in pending:
+        for future in (*pending, syncing):
             future.result()
     return {"sha256": digest.hexdigest(), "bytes": size}
 

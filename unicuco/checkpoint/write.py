@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -36,7 +38,7 @@ from unicuco.models.load import BaseModel
 from unicuco.models.sites import Block, find_blocks
 from unicuco.pruners.base import PrunedBlock, Pruner
 from unicuco.space import Shape
-from unicuco.storage import atomic_folder, write_json
+from unicuco.storage import atomic_folder
 
 Layout = Literal["hetero", "uniform", "padded"]
 LAYOUTS: tuple[Layout, ...] = ("hetero", "uniform", "padded")
@@ -97,13 +99,19 @@ def write_checkpoint(
     check_shard_size(max_shard_size)
     check_target(target, replace)
     blocks = LazyBlocks(pruner, shape, base.model.dtype)
-    model, specs, tensor = _plan(base, blocks, shape, layout)
+    model, specs, tensor = plan(base, blocks, shape, layout)
     size = _size(base, specs, shape)
     dtype = str(base.model.dtype).removeprefix("torch.")
     verification = None
     with _taken(target), atomic_folder(target, replace=replace) as scratch:
-        _save_around(model, tokenizer, scratch, layout)
-        digests = write_shards(scratch, specs, tensor, max_shard_size)
+        around = scratch / "around"  # apart: transformers removes weights that it finds where it saves
+        with ThreadPoolExecutor(1) as beside:
+            saving = beside.submit(_save_around, model, tokenizer, around, layout)
+            digests = write_shards(scratch, specs, tensor, max_shard_size)
+            saving.result()
+        for path in around.iterdir():
+            path.rename(scratch / path.name)
+        around.rmdir()
         if verify:
             tokens = probe_tokens(base.geometry.vocab_size)
             expected = reference_logits(base, blocks, tokens)
@@ -112,7 +120,8 @@ def write_checkpoint(
         about = (base.source, base.geometry, pruner.name, layout, dtype, shape, size, card, verification)
         (scratch / "README.md").write_text(model_card(*about), encoding="utf-8")
         record = provenance(*about, scratch, digests)
-        write_json(scratch / PROVENANCE, record)
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+        (scratch / PROVENANCE).write_text(text, encoding="utf-8")
     return CheckpointReport(target, layout, size, record["files"], verification, time.monotonic() - began)
 
 
@@ -158,7 +167,7 @@ def _cast(block: PrunedBlock, dtype: torch.dtype) -> PrunedBlock:
     return dataclasses.replace(block, attention=attention, mlp=mlp)
 
 
-def _plan(
+def plan(
     base: BaseModel, blocks: LazyBlocks, shape: Shape, layout: Layout
 ) -> tuple[Any, dict[str, Spec], Callable[[str], Tensor]]:
     """The pruned model without its weights, what tensors it has, and how to get each of them.
@@ -190,7 +199,9 @@ def _plan(
             pruned = blocks[index]  # first: it brings the block's own weights
             return padded_layer(sources[index], pruned, base.model.dtype)
 
-    with torch.device("meta"):
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
         model: Any = kind(config)
     model.to(base.model.dtype)  # what its configuration is to say
     model.tie_weights()
@@ -241,7 +252,10 @@ def _size(base: BaseModel, specs: dict[str, Spec], shape: Shape) -> CheckpointSi
 
 
 def _save_around(model: Any, tokenizer: Any, folder: Path, layout: Layout) -> None:
-    """Everything but the weights: configuration, tokenizer, code."""
+    """Everything but the weights: configuration, tokenizer, code.
+
+    The tokenizer after the configuration: its Rust code lets no other Python run, so hashing should have begun by then.
+    """
     _make_savable(model)
     with _quiet():
         model.save_pretrained(folder, state_dict={})  # transformers writes all but tensors, of which there are none

