@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ RATE_WINDOW = 60.0
 LINE_EVERY = 10.0
 """Seconds between two lines when the output is no terminal."""
 RECORD_EVERY = 2.0
+WORSE = 1.03
+"""KL ÷ uniform pruning's from which an answer is called worse; less is the draw of windows."""
 SAY_WAITING = 15.0
 """Seconds without any evaluator in place after which the screen says what is waited for."""
 
@@ -188,6 +191,25 @@ def heldout_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['kl_heldout'] / uniform:.2f}" if uniform else "",
         )
     return table
+
+
+def print_heldout(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The table, and what is wrong with it."""
+    console.print(heldout_table(rows))
+    if sentence := worse_than_uniform(rows):
+        console.print(sentence, highlight=False, soft_wrap=True)
+
+
+def worse_than_uniform(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence where answers came out worse than uniform pruning; "" where none did."""
+    worse = [row["kept"] for row in rows if row["kl_heldout"] > WORSE * (row.get("kl_uniform_heldout") or math.inf)]
+    if not worse:
+        return ""
+    sizes = ", ".join(f"{kept:g}" for kept in worse)
+    return (
+        f"At kept {sizes} the answer is worse than uniform pruning: this run measured too little of this base model. "
+        "Train again with more --evaluations, or with more calibration text."
+    )
 
 
 def _stage(progress: Any) -> str:

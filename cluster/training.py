@@ -17,7 +17,7 @@ from actors.factory import Factory
 from actors.placement import PoolConfig, PoolPlan, plan_pool
 from actors.runtime import RayConfig, start_or_attach, usable_cpus
 from cluster.preparing import driver_device, portable, prepare_run, reopen
-from cluster.progress import RunDisplay, heldout_table, stages
+from cluster.progress import RunDisplay, print_heldout, stages
 from cluster.remote_runs import open_run
 from cluster.runs import RunError, RunFolder, describe_run, versions, write_about
 from cluster.watching import read_heldout
@@ -184,7 +184,7 @@ def _ended(folder: RunFolder, console: Console) -> TrainResult | None:
         highlight=False,
         soft_wrap=True,
     )
-    console.print(heldout_table(heldout))
+    print_heldout(heldout, console)
     return TrainResult(folder.path, folder.policy, evaluations, 0, 0.0, heldout)
 
 
@@ -264,7 +264,7 @@ def _run(
     folder.log().compact()
     heldout = _measure_heldout(config, folder, prepared, console)
     if heldout:
-        console.print(heldout_table(heldout))
+        print_heldout(heldout, console)
     return TrainResult(folder.path, folder.policy, status.done, status.failed, time.monotonic() - began, heldout)
 
 

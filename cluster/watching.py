@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cluster.progress import LINE_EVERY, duration_text, front_text, heldout_table
+from cluster.progress import LINE_EVERY, duration_text, front_text, print_heldout
 from cluster.runs import RunError, RunFolder
 from unicuco.remote import is_uri
 
@@ -63,7 +63,7 @@ def watch(
         if live:
             live.stop()
     if ended:
-        console.print(heldout_table(read_heldout(folder)))
+        print_heldout(read_heldout(folder), console)
 
 
 def opener(run: str | Path) -> Callable[[], RunFolder]:

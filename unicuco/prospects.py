@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from unicuco.domains import DomainPromises
+from unicuco.doubt import Doubt
 from unicuco.objectives import Scale
 from unicuco.policy_parts import PolicyParts
 from unicuco.request import Answer, Promise
@@ -23,6 +24,8 @@ REMEMBERED = 4096
 """Strategies; the oldest are forgotten first."""
 DIGITS = 9
 """Significant digits of what is promised."""
+CAUTION = 2.0
+"""Reaches of the 90 % interval that a doubted prediction is judged above itself."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Prospect:
     """One strategy: its size and what is predicted for it.
 
     Attributes:
-        objectives: predicted, scaled (``num_objectives``, costs first), for the search windows.
+        objectives: predicted, scaled (``num_objectives``, costs first), for the search windows; where the surrogate is
+            in doubt (``unicuco.doubt``), what they may be at worst.
         mean: promise on fresh text for the mean over the domains; domains: for each that is an objective.
         answer: what every answer with this strategy says. What a request adds to it is not set (``answers.compose``).
     """
@@ -52,6 +56,7 @@ class Prospects:
         self._kept = np.linspace(0.0, 1.0, 101)
         self._sampling = sampling(parts.evaluations, self._kept)
         self._domains = DomainPromises(parts.domains, parts.evaluations) if parts.domains else None
+        self._doubt = Doubt.of(parts.surrogate, parts.qualities, parts.evaluations)
         self._known: dict[tuple[int, bytes], Prospect] = {}
 
     def __call__(self, levels: np.ndarray, bytes_per_param: int) -> list[Prospect]:
@@ -75,15 +80,24 @@ class Prospects:
         groups, neurons = space.widths(levels)
         mean, deviation = (v.numpy() for v in self._parts.surrogate.predict(torch.as_tensor(strategies)))
         kept = np.array([size.kept for size in sizes])
-        promises = self._on_fresh_text(mean, deviation, kept)
+        sampled = np.interp(kept, self._kept, self._sampling.variance)
+        spread = np.sqrt(deviation**2 + self._parts.surrogate.noise_std**2 + sampled)
+        if self._doubt:
+            mean, spread = self._doubt.on_mean(levels, mean, spread, np.sqrt(sampled))
+        # Moved from the search windows to fresh ones.
+        promises = _intervals(mean + np.interp(kept, self._kept, self._sampling.shift), Z90 * spread)
         if self._domains is None:  # the one quality is the mean
-            qualities, of_domains = mean[:, None], np.empty((len(levels), 0, 3))
+            qualities, of_domains, spreads = mean[:, None], np.empty((len(levels), 0, 3)), spread[:, None]
         else:
-            qualities, spread = self._domains(levels)
-            of_domains = _intervals(qualities, Z90 * spread)
+            qualities, spreads = self._domains(levels)
+            if self._doubt:
+                qualities, spreads = self._doubt.on_qualities(levels, qualities, spreads, np.sqrt(sampled))
+            of_domains = _intervals(qualities, Z90 * spreads)
         if self._parts.whole_is_reference:
             dense = levels.sum(axis=1) == 0
             promises[dense], of_domains[dense] = 0.0, 0.0
+        if self._doubt:
+            qualities = qualities + CAUTION * Z90 * spreads
         objectives = self._scale.values(torch.as_tensor(self._parts.costs(levels)), torch.as_tensor(qualities)).numpy()
         names = self._parts.qualities.names[: of_domains.shape[1]]
         rows = zip(levels.tolist(), strategies.tolist(), groups.tolist(), neurons.tolist(), strict=True)
@@ -95,12 +109,6 @@ class Prospects:
             said = {**shape, **vars(size), **dict(own_mean), "domains": own}
             found.append(Prospect(size, objectives[i], own_mean, own, Answer.model_construct(**said)))
         return found
-
-    def _on_fresh_text(self, mean: np.ndarray, deviation: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        """KL and its 90 % interval (``n x 3``): moved from the search windows to fresh ones, with their own scatter."""
-        noise = self._parts.surrogate.noise_std**2 + np.interp(kept, self._kept, self._sampling.variance)
-        moved = mean + np.interp(kept, self._kept, self._sampling.shift)
-        return _intervals(moved, Z90 * np.sqrt(deviation**2 + noise))
 
 
 def _intervals(log_kl: np.ndarray, reach: np.ndarray) -> np.ndarray:

@@ -10,7 +10,17 @@ import pytest
 from rich.console import Console
 
 from actors.learner import Progress
-from cluster.progress import Rate, RunDisplay, best_at, best_points, duration_text, front_text, heldout_table, stages
+from cluster.progress import (
+    Rate,
+    RunDisplay,
+    best_at,
+    best_points,
+    duration_text,
+    front_text,
+    heldout_table,
+    print_heldout,
+    stages,
+)
 from cluster.runs import ProgressLog, RunError, RunFolder
 from unicuco.learner import LearnerStatus
 
@@ -120,6 +130,22 @@ def test_heldout_table() -> None:
     out = io.StringIO()
     Console(file=out, width=120).print(heldout_table([row, {**row, "kl_uniform_heldout": None}]))
     assert "0.2000" in out.getvalue() and "0.50" in out.getvalue()
+
+
+def test_answers_worse_than_uniform_pruning_are_named() -> None:
+    row = {"kept": 0.7, "kl_predicted": 0.2, "kl_low": 0.1, "kl_high": 0.3, "kl_heldout": 0.4}
+    rows = [
+        {**row, "kl_uniform_heldout": 0.5},
+        {**row, "kept": 0.6, "kl_uniform_heldout": 0.3},
+        {**row, "kept": 0.5, "kl_uniform_heldout": 0.39},
+        {**row, "kept": 0.4, "kl_uniform_heldout": None},
+    ]
+    out = io.StringIO()
+    print_heldout(rows, Console(file=out, width=120))
+    assert "At kept 0.6 the answer is worse than uniform pruning" in out.getvalue()
+    out = io.StringIO()
+    print_heldout(rows[:1], Console(file=out, width=120))
+    assert "worse" not in out.getvalue()
 
 
 def test_a_run_folder_is_one_process_at_a_time_and_swept(tmp_path: Path) -> None:
