@@ -25,7 +25,7 @@ OWN_ERROR, FLOOR = 0.15, 0.002
 """What a slope may be off by on its own: a share of what the damages promise, and at least this much in log KL."""
 KIND_ERROR, SCALE_ERROR, SITE_ERROR = 0.2, 0.3, 0.15
 """What slopes may be off by together, as shares: all of one kind of site, those of one base and kind, of one site."""
-BROKEN_KL = 3.0
+BROKEN_KL = 5.0
 """Nats per token from which on a base's slopes are left out: around a model that says nothing, no site has a weight."""
 BEND_ERROR = 0.6
 """Share of the second-order terms that they may be off by: a large step is not a slope."""
