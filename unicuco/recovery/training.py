@@ -112,7 +112,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.parameters = [p for update in self.added.values() for p in (update.down, update.up)]
         self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=self.config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
+            self.parameters, lr=self.config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         self.head = Head(self.student)
         if self.head.vocab_size != self.teacher.head.vocab_size:
@@ -158,12 +158,15 @@ class Trainer:
                 f"The loss is no number after {index} steps; take a smaller learning rate than "
                 f"{self.config.learning_rate:g}."
             )
+        self._move(self.config.learning_rate * schedule(index, total, self.config.warmup))
+        return losses
+
+    def _move(self, learning_rate: float) -> None:
         torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.learning_rate * schedule(index, total, self.config.warmup)
+            group["lr"] = learning_rate
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return losses
 
     def _gradients(self, index: int) -> Losses:
         tokens = torch.from_numpy(self.windows[self._rows(index)]).long().to(self.head.device)
@@ -195,13 +198,14 @@ class Trainer:
         return np.array([orders[int(place) // count][place % count] for place in places])
 
     def _steps_in(self, seconds: float) -> int:
-        """Steps that fit: gradients are computed a few times and thrown away, so that the budget changes no weight."""
+        """Steps that fit: a few are made that move nothing and are forgotten, so that the budget changes no weight."""
         times = []
         for index in range(TIMED_STEPS + 1):
             began = time.perf_counter()
             self._gradients(index)
+            self._move(0.0)
             times.append(time.perf_counter() - began)
-            self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.state.clear()
         return max(int((seconds - sum(times)) / float(np.median(times[1:]))), 1)
 
     def _save(self, done: int, total: int, seconds: float) -> None:
@@ -233,7 +237,7 @@ class Trainer:
             for i, parameter in enumerate(self.parameters):
                 parameter.data.copy_(file.get_tensor(f"{i}.weight"))
                 self.optimiser.state[parameter] = {
-                    "step": torch.tensor(float(about[0])),
+                    "step": torch.tensor(float(about[0]), device=parameter.device),
                     "exp_avg": file.get_tensor(f"{i}.mean").to(parameter.device),
                     "exp_avg_sq": file.get_tensor(f"{i}.square").to(parameter.device),
                 }
