@@ -65,7 +65,12 @@ def speed(preparation: Preparation, device: str, repeats: int = 1) -> dict[str, 
     config = EvaluatorConfig(threads=THREADS, device=device, reference_bytes=repeats << 30)
     evaluator = Evaluator(MODEL, preparation.folder, config, windows)
     space, model = evaluator.space, load_base_model(MODEL, "bfloat16", device).model
-    batches = torch.from_numpy(windows.tokens).long().to(device).split(evaluator.config.batch_tokens // 512)
+    batches = (
+        torch.from_numpy(windows.tokens)
+        .long()
+        .to(device)
+        .split(evaluator.config.batch_tokens // windows.tokens.shape[1])
+    )
     with torch.inference_mode():
         references = [model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1) for ids in batches]
 

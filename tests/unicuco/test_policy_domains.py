@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unicuco import tiny
+from tests.unicuco.known_policy import within_bounds
 from tests.unicuco.synthetic import KnownDomains, make_learner, make_space, search
 from unicuco.allocation import allocate
 from unicuco.errors import PolicyError, RequestError
@@ -74,16 +75,6 @@ def mixed() -> list[Request]:
             {"max_kl": {"code": 0.4, "prose": 0.1 * weight}, "kept": share},
         ]
     return [Request(id=f"r{i}", **fields) for i, fields in enumerate(made)]
-
-
-def within_bounds(answer: Answer) -> bool:
-    request = answer.request
-    return (
-        (request.params is None or answer.params <= request.params)
-        and (request.bytes is None or answer.bytes <= request.bytes)
-        and (request.ratio is None or answer.ratio <= request.ratio + 1e-9)
-        and (request.kept is None or answer.kept <= request.kept + 1e-9)
-    )
 
 
 def test_the_preferred_domain_is_kept_at_the_same_size(policy: Policy) -> None:
