@@ -63,7 +63,7 @@ format: $(READY) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## all but the races (hours), ablations, recovery, exactness and zeroshot: prints tables, writes benchmarks/out/NAME.json
+bench: $(READY) ## benchmarks that need nothing else: prints tables, writes benchmarks/out/NAME.json
 	@mkdir -p benchmarks/out
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json benchmarks/out/$$name.json; done
 
